@@ -1,0 +1,92 @@
+"""What a commit holds: collected from the forest's dirty rows."""
+
+import numpy as np
+from ramify.scheduler.commands import Commit, JobDelta, NodeRows, ScoreRows, TreeResult
+from ramify.scheduler.forest.forest import NO_ROW, Dirty, Forest, TreeStatus, token_cost
+from ramify.scheduler.forest.segments import Rows
+from ramify.scheduler.plan import JobPlan
+
+
+def collect(forest: Forest, plans: list[JobPlan], messages: dict[int, str], sequence: int) -> Commit | None:
+    """Gather all that is not written yet and mark it as being written.
+
+    Args:
+        forest: its dirty bits and the status of its finished trees change.
+        plans: of the shard.
+        messages: why a tree failed, by tree id.
+        sequence: of the commit.
+
+    Returns:
+        The commit, or None if there is nothing to write.
+    """
+    dirty = forest.dirty[: forest.size]
+    fresh = np.flatnonzero(dirty & Dirty.NODE).astype(np.int32)
+    scored = np.flatnonzero(dirty & Dirty.SCORE).astype(np.int32)
+    finished = np.flatnonzero(forest.trees.status[: forest.trees.size] == TreeStatus.FINISHED).astype(np.int32)
+    if not (len(fresh) or len(scored) or len(finished)):
+        return None
+    commit = Commit(sequence, node_rows(forest, fresh), score_rows(forest, scored), [])
+    plan_of_node, plan_of_tree = forest.trees.plan[forest.tree[fresh]], forest.trees.plan[finished]
+    for index in np.union1d(plan_of_node, plan_of_tree).tolist():
+        nodes = fresh[plan_of_node == index]
+        commit.jobs.append(
+            JobDelta(
+                job_id=plans[index].job_id,
+                steps=len(nodes),
+                tokens=int(token_cost(forest.token_count[nodes], forest.finish[nodes]).sum()),
+                results=results(forest, plans[index], messages, finished[plan_of_tree == index]),
+            )
+        )
+    forest.dirty[fresh] = forest.dirty[scored] = Dirty.COMMITTING
+    forest.trees.status[finished] = TreeStatus.COMMITTING
+    return commit
+
+
+def node_rows(forest: Forest, rows: Rows) -> NodeRows:
+    """The steps `rows` `[R]` as columns of their own."""
+    return NodeRows(
+        tree_id=forest.trees.tree_id[forest.tree[rows]],
+        node_id=forest.node_id[rows],
+        parent_id=forest.node_id[forest.parent[rows]],
+        child_index=forest.child_index[rows],
+        depth=forest.depth[rows],
+        tokens=forest.tokens.take(forest.token_start[rows], forest.token_count[rows]),
+        token_count=forest.token_count[rows],
+        text=forest.text.take(forest.text_start[rows], forest.text_count[rows]),
+        text_count=forest.text_count[rows],
+        logprob=forest.logprob[rows],
+        score=forest.score[rows],
+        finish=forest.finish[rows],
+    )
+
+
+def score_rows(forest: Forest, rows: Rows) -> ScoreRows:
+    """The scores of `rows` `[R]`; NaN: could not be scored."""
+    return ScoreRows(forest.trees.tree_id[forest.tree[rows]], forest.node_id[rows], forest.score[rows])
+
+
+def results(forest: Forest, plan: JobPlan, messages: dict[int, str], finished: Rows) -> list[TreeResult]:
+    """The results of `finished` trees of one job."""
+    trees = forest.trees
+    answered = finished[trees.best[finished] != NO_ROW]
+    path, length = forest.paths(trees.best[answered])
+    texts, ends = forest.texts(path), np.cumsum(length).tolist()
+    steps = {
+        tree: [text.removesuffix(plan.params.delimiter or "") for text in texts[end - count : end]]
+        for tree, end, count in zip(answered.tolist(), ends, length.tolist(), strict=True)
+    }
+    return [
+        TreeResult(
+            tree_id=int(trees.tree_id[tree]),
+            problem=int(trees.problem[tree]),
+            outcome=int(trees.outcome[tree]),
+            verdict=int(trees.verdict[tree]),
+            steps=steps.get(tree, []),
+            score=float(trees.best_score[tree]),
+            answer_node_id=int(forest.node_id[trees.best[tree]]) if tree in steps else 0,
+            step_count=int(trees.steps[tree]),
+            tokens=int(trees.spent[tree]),
+            message="" if tree in steps else messages.get(int(trees.tree_id[tree]), ""),
+        )
+        for tree in finished.tolist()
+    ]

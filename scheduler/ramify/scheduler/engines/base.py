@@ -1,0 +1,102 @@
+"""What an engine is: a language model that samples steps of reasoning, many at a time, columns in and columns out."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Finish(IntEnum):
+    """Why a step ended. The numbers are stored and equal those of `ramify.v1.Finish`."""
+
+    STEP = 1  # at its boundary; the chain can go on
+    STEP_CUT = 2  # at `max_step_tokens`; the chain can go on
+    END = 3  # the generator ended the chain
+    CONTEXT = 4  # the model's context is full: the chain is cut
+    ERROR = 5  # the step could not be generated or scored; the chain is given up
+
+
+@dataclass(frozen=True, slots=True)
+class StepParams:
+    """How to sample a step. Part of a job's spec, the same for all of its steps."""
+
+    temperature: float  # 0 is greedy
+    top_p: float  # nucleus mass, 0 < top_p <= 1
+    max_step_tokens: int
+    delimiter: str | None  # a step ends with this text; None: only at max_step_tokens or the chain's end
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """Steps to sample: G groups (a group is one chain to be continued), B rows (a row is one continuation of a chain).
+
+    What a row yields depends on its chain's tokens, its seed and its params alone, never on the rest of the batch.
+    """
+
+    tokens: NDArray[np.int32]  # [sum of lengths] the groups' chains one after the other: prompt and all steps so far
+    offsets: NDArray[np.int64]  # [G+1] group g's chain is tokens[offsets[g]:offsets[g+1]], never empty
+    params: tuple[StepParams, ...]
+    group_params: NDArray[np.int32]  # [G] index into params
+    group: NDArray[np.int32]  # [B] the group each row continues, ascending
+    seed: NDArray[np.uint64]  # [B]
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResults:
+    """Some rows of a batch that have ended, R of them, in any order; each row of a batch comes exactly once."""
+
+    row: NDArray[np.int32]  # [R] index in the batch
+    finish: NDArray[np.uint8]  # [R] a Finish
+    logprob: NDArray[np.float32]  # [R] sum over the step's tokens, under the distribution they were sampled from
+    tokens: NDArray[np.int32]  # [sum of counts] sampled ids without the end-of-sequence token
+    token_count: NDArray[np.int32]  # [R]
+    token_cost: NDArray[np.int32]  # [R] tokens sampled, the end-of-sequence token included
+    text: NDArray[np.uint8]  # [sum of counts] UTF-8, the delimiter included
+    text_count: NDArray[np.int32]  # [R]
+    message: str = ""  # why, where a finish is ERROR
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a shard and a gateway have to know of an engine's model."""
+
+    name: str
+    revision: str  # content hash of the weights and the tokenizer
+    backend: str  # "onnx" or "simulated"
+    tokenizer_json: str  # Hugging Face tokenizers format; empty: one token a byte
+    context_tokens_max: int
+    slots: int  # sequences that run at once
+    prompt_template: str = "{problem}"
+    delimiter: str = "\n"  # where a step ends unless the job says otherwise
+    problem_format: str = ""  # rule that problems must satisfy, e.g. "countdown"; empty: any text
+
+
+class Engine(Protocol):
+    """A generator. One process may run several; each is driven from one event loop."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the model is."""
+        ...
+
+    def generate(self, batch: StepBatch) -> AsyncIterator[StepResults]:
+        """Sample every row of a batch; rows are yielded in groups as they end.
+
+        Several calls may be open at once: their rows share the engine's slots in order of arrival. Closing the
+        iterator early gives the rows up.
+
+        Raises:
+            EngineError: the batch can't be sampled at all (malformed columns, a delimiter that is no single token).
+                A fault of one row is a `Finish.ERROR` of that row instead.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Give up open work and free what is held. Idempotent."""
+        ...

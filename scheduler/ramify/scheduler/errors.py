@@ -1,0 +1,13 @@
+"""Errors of the scheduler. The user's own faults are found at submission (`ramify.gateway`), so all of these are ours."""
+
+
+class SchedulerError(Exception):
+    """Base of every error that the scheduler raises."""
+
+
+class IllegalEvent(SchedulerError):
+    """An event that can't follow what the shard has seen; nothing was changed by it."""
+
+
+class EngineError(SchedulerError):
+    """A batch that an engine can't take, or an engine that can't go on."""

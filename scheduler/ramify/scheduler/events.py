@@ -1,0 +1,95 @@
+"""What can happen to a shard. Time, samples and scores all arrive as one of these; nothing else changes a shard."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from ramify.scheduler.plan import JobPlan
+
+
+@dataclass(frozen=True, slots=True)
+class TreesAdmitted:
+    """T problems of one job are to be searched."""
+
+    plan: JobPlan
+    tree_id: NDArray[np.uint64]  # [T]
+    problem: NDArray[np.int64]  # [T] index in the job
+    root_id: NDArray[np.uint64]  # [T]
+    tokens: NDArray[np.int32]  # the prompts, one after the other
+    token_count: NDArray[np.int32]  # [T] at least 1
+    text: NDArray[np.uint8]  # the problems as the verifier sees them, UTF-8
+    text_count: NDArray[np.int32]  # [T]
+
+
+@dataclass(frozen=True, slots=True)
+class StepsSampled:
+    """R steps that an engine has sampled, or that the journal holds."""
+
+    row: NDArray[np.int32]  # [R] as the command gave them: a hint, the ids are the truth
+    tree_id: NDArray[np.uint64]  # [R]
+    node_id: NDArray[np.uint64]  # [R]
+    tokens: NDArray[np.int32]
+    token_count: NDArray[np.int32]  # [R]
+    text: NDArray[np.uint8]
+    text_count: NDArray[np.int32]  # [R]
+    logprob: NDArray[np.float32]  # [R]
+    finish: NDArray[np.uint8]  # [R] a Finish
+    score: NDArray[np.float32]  # [R] NaN where it is not known yet
+    committed: bool = False  # from the journal: no commit has to write them again
+    message: str = ""  # why, where a finish is ERROR
+
+
+@dataclass(frozen=True, slots=True)
+class StepsScored:
+    """Scores of R chains: one for each of their steps."""
+
+    row: NDArray[np.int32]  # [R] last node of each chain; a hint
+    tree_id: NDArray[np.uint64]  # [R]
+    node_id: NDArray[np.uint64]  # [R]
+    scores: NDArray[
+        np.float32
+    ]  # [sum of lengths] first step first, one chain after the other; NaN: could not be scored
+    length: NDArray[np.int32]  # [R] steps of each chain
+    message: str = ""  # why, where a score is NaN
+
+
+@dataclass(frozen=True, slots=True)
+class StepsLost:
+    """R nodes that an engine or the verifier took and will not answer."""
+
+    row: NDArray[np.int32]
+    tree_id: NDArray[np.uint64]
+    node_id: NDArray[np.uint64]
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswersChecked:
+    """Verdicts of a job's checker on R trees."""
+
+    tree_id: NDArray[np.uint64]  # [R]
+    verdict: NDArray[np.uint8]  # [R] a Verdict; UNKNOWN where the checker could not say
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A commit is durable."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobCancelled:
+    """A job's trees are to be given up without a result."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passes."""
+
+    now_ms: int  # since the epoch, on the store's clock
+
+
+Event = TreesAdmitted | StepsSampled | StepsScored | StepsLost | AnswersChecked | Committed | JobCancelled | Tick

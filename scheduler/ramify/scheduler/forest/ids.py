@@ -1,0 +1,80 @@
+"""Names that are the same on every machine and after every restart: nodes, trees, seeds, texts.
+
+A node's id is a hash of its parent's id and its place among its siblings; a root's id is a hash of the job's seed and the
+problem's index. So an id says how a chain came to be, two runs with one seed give the same ids, and the id is at the same time the
+seed of the step's sampling. Ids are unique within a tree; `(tree_id, node_id)` is unique everywhere.
+"""
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+U64 = NDArray[np.uint64]
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_M1, _M2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_MASK = 2**64 - 1
+_POLYNOMIAL = 0x5851F42D4C957F2D  # odd, so that every power is invertible mod 2**64
+
+
+def mix64(a: U64, b: U64) -> U64:
+    """Hash pairs of 64-bit numbers (the finaliser of SplitMix64, Steele et al. 2014, over a + golden * (b + 1)).
+
+    Args:
+        a: `[...]`, at least one dimension.
+        b: broadcastable to `a`.
+
+    Returns:
+        `[...]` hashes; `mix64(mix64(a, b), c)` hashes a path.
+    """
+    x = a + np.uint64(_GOLDEN) * (b + np.uint64(1))
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(_M1)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(_M2)
+    return np.asarray(x ^ (x >> np.uint64(31)), np.uint64)
+
+
+def mix64_int(a: int, b: int) -> int:
+    """`mix64` of two whole numbers."""
+    x = (a + _GOLDEN * (b + 1)) & _MASK
+    x = ((x ^ (x >> 30)) * _M1) & _MASK
+    x = ((x ^ (x >> 27)) * _M2) & _MASK
+    return x ^ (x >> 31)
+
+
+def job_key(job_id: str) -> int:
+    """64-bit hash of a job's name."""
+    return int.from_bytes(hashlib.blake2b(job_id.encode(), digest_size=8).digest(), "little")
+
+
+def tree_ids(job_id: str, problems: NDArray[np.int64]) -> U64:
+    """`[T]` globally unique ids of the trees of a job's problems `[T]`."""
+    return mix64(np.full(len(problems), job_key(job_id), np.uint64), problems.astype(np.uint64))
+
+
+def root_ids(seed: int, problems: NDArray[np.int64]) -> U64:
+    """`[T]` node ids of the roots of a job's problems `[T]`: of the seed and the problem alone, not of the job."""
+    return mix64(np.full(len(problems), mix64_int(seed & _MASK, 0), np.uint64), problems.astype(np.uint64))
+
+
+def hash_ranges(data: NDArray[np.uint8], counts: NDArray[np.int32]) -> U64:
+    """Hash consecutive runs of bytes, all at once (a polynomial hash mod 2**64).
+
+    Args:
+        data: `[sum of counts]` the runs one after the other.
+        counts: `[R]` their lengths.
+
+    Returns:
+        `[R]` hashes; equal runs have equal hashes.
+    """
+    if len(counts) == 0:
+        return np.empty(0, np.uint64)
+    longest = int(counts.max(initial=0))
+    powers = np.cumprod(np.full(longest, _POLYNOMIAL, np.uint64), dtype=np.uint64)
+    starts = np.cumsum(counts, dtype=np.int64) - counts
+    position = np.arange(len(data)) - np.repeat(starts, counts)
+    terms = np.append((data.astype(np.uint64) + np.uint64(1)) * powers[position], np.uint64(0))
+    # reduceat gives the next run's first term for an empty run; the mask puts the empty sum in its place
+    sums = np.add.reduceat(terms, np.minimum(starts, len(data)))
+    sums = np.where(counts > 0, sums, np.uint64(0))
+    return mix64(np.asarray(sums, np.uint64), counts.astype(np.uint64))

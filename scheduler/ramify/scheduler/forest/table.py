@@ -1,0 +1,94 @@
+"""Growable columns: what a forest is made of."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+
+def ranges(starts: NDArray[np.int64], counts: NDArray[np.int32]) -> NDArray[np.int64]:
+    """`[sum of counts]` the numbers of the ranges `starts[i] .. starts[i]+counts[i]-1`, one range after the other."""
+    ends = np.cumsum(counts, dtype=np.int64)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
+
+
+class Table:
+    """Columns of one length. Subclasses list them in `COLUMNS` (name: dtype) and declare them as attributes.
+
+    An attribute is the whole allocation, of which the first `size` entries are rows: index it with row numbers, or cut
+    it with `[:table.size]` for a scan. Row numbers hold until `keep` renumbers them.
+    """
+
+    COLUMNS: ClassVar[Mapping[str, DTypeLike]] = {}
+
+    def __init__(self, capacity: int = 64) -> None:
+        self.size = 0
+        for name, dtype in self.COLUMNS.items():
+            setattr(self, name, np.zeros(capacity, dtype))
+
+    def column(self, name: str) -> NDArray[Any]:
+        """The allocation of a column by its name."""
+        array: NDArray[Any] = getattr(self, name)
+        return array
+
+    def append(self, count: int) -> NDArray[np.int32]:
+        """Add `count` rows of zeros; returns their numbers."""
+        first, self.size = self.size, self.size + count
+        capacity = len(self.column(next(iter(self.COLUMNS))))
+        if self.size > capacity:
+            for name in self.COLUMNS:
+                grown = np.zeros(max(self.size, capacity + capacity // 2), self.column(name).dtype)
+                grown[:first] = self.column(name)[:first]
+                setattr(self, name, grown)
+        return np.arange(first, self.size, dtype=np.int32)
+
+    def keep(self, mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+        """Drop every row that `mask` `[size]` does not mark, keeping the order.
+
+        Returns:
+            `[size]` new number of each old row, -1 for those that were dropped.
+        """
+        kept = np.flatnonzero(mask)
+        renumbered = np.full(self.size, -1, np.int32)
+        renumbered[kept] = np.arange(len(kept), dtype=np.int32)
+        capacity = max(64, len(kept) + len(kept) // 2)
+        for name in self.COLUMNS:
+            shrunk = np.zeros(capacity, self.column(name).dtype)
+            shrunk[: len(kept)] = self.column(name)[kept]
+            setattr(self, name, shrunk)
+        self.size = len(kept)
+        return renumbered
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return sum(self.column(name).nbytes for name in self.COLUMNS)
+
+
+class Arena:
+    """One long array that holds the variable-length values of a column; rows keep (start, count)."""
+
+    def __init__(self, dtype: DTypeLike, capacity: int = 1024) -> None:
+        self.data: NDArray[Any] = np.zeros(capacity, dtype)
+        self.size = 0
+
+    def append(self, values: NDArray[Any]) -> int:
+        """Add values at the end; returns where they start."""
+        start, self.size = self.size, self.size + len(values)
+        if self.size > len(self.data):
+            grown = np.zeros(max(self.size, len(self.data) + len(self.data) // 2), self.data.dtype)
+            grown[:start] = self.data[:start]
+            self.data = grown
+        self.data[start : self.size] = values
+        return start
+
+    def take(self, starts: NDArray[np.int64], counts: NDArray[np.int32]) -> NDArray[Any]:
+        """`[sum of counts]` the values of many rows, one after the other."""
+        return self.data[ranges(starts, counts)]
+
+    def repack(self, starts: NDArray[np.int64], counts: NDArray[np.int32]) -> tuple[Self, NDArray[np.int64]]:
+        """A new arena with only the given values, and where each now starts."""
+        packed = type(self)(self.data.dtype, max(1024, int(counts.sum(dtype=np.int64) * 1.5)))
+        packed.append(self.take(starts, counts))
+        return packed, np.cumsum(counts, dtype=np.int64) - counts

@@ -1,0 +1,43 @@
+"""What a shard has to know of a job."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from ramify.scheduler.engines.base import StepParams
+from ramify.scheduler.forest.forest import Aggregate
+from ramify.scheduler.policies.answers import AnswerRule
+from ramify.scheduler.policies.base import Policy
+
+UNBOUNDED = 2**62
+
+
+class Outcome(IntEnum):
+    """How a problem ended. The numbers are stored and equal those of `ramify.v1.Outcome`."""
+
+    ANSWERED = 1
+    BUDGET = 2
+    FAILED = 3
+
+
+class Verdict(IntEnum):
+    """What the checker says. The numbers are stored and equal those of `ramify.v1.Verdict`."""
+
+    UNKNOWN = 0
+    CORRECT = 1
+    WRONG = 2
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlan:
+    """A job's spec as the core needs it: checked, defaults filled in."""
+
+    job_id: str
+    policy: Policy
+    params: StepParams
+    generator: str  # engine model that samples
+    verifier: str  # verifier model that scores
+    checker: str  # verifier model that checks the answer; empty: none
+    aggregate: Aggregate = "last"
+    answer: AnswerRule = "best"
+    tokens_per_tree_max: int = UNBOUNDED
+    deadline_ms: int = UNBOUNDED  # on the store's clock

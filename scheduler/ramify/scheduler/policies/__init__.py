@@ -1,0 +1,1 @@
+"""One file for each search algorithm; `base` says what a policy is."""

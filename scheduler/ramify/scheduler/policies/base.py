@@ -1,0 +1,47 @@
+"""What a policy is: a stateless function from a forest to the next moves of many trees."""
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+from ramify.scheduler.forest.forest import Forest
+from ramify.scheduler.forest.segments import Rows
+
+
+def no_rows() -> Rows:
+    """`[0]`."""
+    return np.empty(0, np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """What a policy wants done. Rows appear in at most one of `expand`, `prune` and `retire`."""
+
+    expand: Rows = field(default_factory=no_rows)  # [E] nodes to continue; best first within a tree, trees ascending
+    count: Rows = field(default_factory=no_rows)  # [E] how many children each
+    prune: Rows = field(default_factory=no_rows)  # [P] nodes that are given up
+    retire: Rows = field(default_factory=no_rows)  # [R] ended nodes that are set aside as candidates
+    finish: Rows = field(default_factory=no_rows)  # [D] trees that have ended, sorted
+
+
+class Policy(Protocol):
+    """A search algorithm. All of its state is in the forest's columns, so it is checkpointed for free."""
+
+    @property
+    def barrier(self) -> Literal["level", "none"]:
+        """`level`: asked only about trees with nothing in flight. `none`: asked whenever a step of a tree arrives."""
+        ...
+
+    @property
+    def scores(self) -> Literal["step", "end"]:
+        """Whether every step is scored as it comes, or the chain as a whole when it has ended."""
+        ...
+
+    @property
+    def max_steps(self) -> int:
+        """Depth at which every chain counts as ended."""
+        ...
+
+    def advance(self, forest: Forest, trees: Rows) -> Moves:
+        """Decide the next moves of `trees` `[T]`, sorted; the forest is read only."""
+        ...
