@@ -1,0 +1,1 @@
+"""The state store: SQLAlchemy over SQLite or PostgreSQL."""
