@@ -46,9 +46,7 @@ class StepsScored:
     row: NDArray[np.int32]  # [R] last node of each chain; a hint
     tree_id: NDArray[np.uint64]  # [R]
     node_id: NDArray[np.uint64]  # [R]
-    scores: NDArray[
-        np.float32
-    ]  # [sum of lengths] first step first, one chain after the other; NaN: could not be scored
+    scores: NDArray[np.float32]  # [sum of lengths] first step first, one chain after the other; NaN: could not be scored
     length: NDArray[np.int32]  # [R] steps of each chain
     message: str = ""  # why, where a score is NaN
 

@@ -322,9 +322,7 @@ class Shard:
             parents, group = np.unique(forest.parent[mine], return_inverse=True)
             tokens, offsets = forest.chain_tokens(parents)
             tree_id = forest.trees.tree_id[forest.tree[mine]]
-            found.append(
-                commands.Generate(plan, tokens, offsets, group.astype(np.int32), mine, tree_id, forest.node_id[mine])
-            )
+            found.append(commands.Generate(plan, tokens, offsets, group.astype(np.int32), mine, tree_id, forest.node_id[mine]))
         return found
 
     def _score(self, rows: Rows) -> list[Command]:
@@ -350,9 +348,7 @@ class Shard:
 
     # --- nodes ------------------------------------------------------------------------------------------------------
 
-    def _locate(
-        self, hint: Rows, tree_id: NDArray[np.uint64], node_id: NDArray[np.uint64]
-    ) -> tuple[Rows, NDArray[np.int64]]:
+    def _locate(self, hint: Rows, tree_id: NDArray[np.uint64], node_id: NDArray[np.uint64]) -> tuple[Rows, NDArray[np.int64]]:
         """Rows of the named nodes that are still here, and which of the names they answer."""
         forest = self.forest
         at = np.where((hint >= 0) & (hint < forest.size), hint, 0)

@@ -1,8 +1,8 @@
 """Segments: steps as Arrow IPC streams (zstd), one for each flush of a shard."""
 
 import io
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
 
 import numpy as np
 import pyarrow as pa
@@ -72,6 +72,16 @@ def of_trees(nodes: bytes, scores: bytes, wanted: NDArray[np.uint64]) -> tuple[p
     tables = (_read(nodes), _read(scores))
     keep = pa.array(wanted)
     return tuple(table.filter(pc.is_in(table["tree_id"], value_set=keep)) for table in tables)  # type: ignore[return-value]
+
+
+def concat(parts: Sequence[NodeRows]) -> NodeRows:
+    """The steps of several reads, one after the other."""
+    return NodeRows(
+        **{
+            field.name: np.concatenate([getattr(part, field.name) for part in (*parts, _nodes([]))])
+            for field in fields(NodeRows)
+        }
+    )
 
 
 def take(nodes: NodeRows, rows: NDArray[np.int64]) -> NodeRows:

@@ -1,6 +1,6 @@
 """What an engine is: a language model that samples steps of reasoning, many at a time, columns in and columns out."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
@@ -85,7 +85,7 @@ class Engine(Protocol):
         """What the model is."""
         ...
 
-    def generate(self, batch: StepBatch) -> AsyncIterator[StepResults]:
+    def generate(self, batch: StepBatch) -> AsyncGenerator[StepResults, None]:
         """Sample every row of a batch; rows are yielded in groups as they end.
 
         Several calls may be open at once: their rows share the engine's slots in order of arrival. Closing the

@@ -21,7 +21,7 @@ Aggregate = Literal["last", "min", "mean", "prod"]
 
 
 class Status(IntEnum):
-    """Where a node is. A node goes SAMPLING, SCORING (unless its policy needs no score of it), OPEN and then one of the others."""
+    """Where a node is. It goes SAMPLING, SCORING (unless its policy needs no score of it), OPEN and then one of the others."""
 
     SAMPLING = 0  # dispatched to an engine
     SCORING = 1  # dispatched to the verifier
@@ -141,8 +141,13 @@ class Forest(Table):
 
         Args:
             plan: index of the job's plan.
-            tree_id, problem, root_id: `[T]`.
-            tokens, text: the prompts and problems one after the other, `token_count` and `text_count` `[T]` of each.
+            tree_id: `[T]`.
+            problem: `[T]` index in the job.
+            root_id: `[T]`.
+            tokens: the prompts, one after the other.
+            token_count: `[T]` tokens of each prompt.
+            text: the problems in UTF-8, one after the other.
+            text_count: `[T]` bytes of each problem.
 
         Returns:
             `[T]` rows in `trees`.
@@ -181,7 +186,7 @@ class Forest(Table):
     def ended(self, rows: Rows, max_steps: int) -> Mask:
         """`[R]` whether the chain that ends in each node can't go on: by its own end mark, its context or its depth."""
         finish = self.finish[rows]
-        return (finish == Finish.END) | (finish == Finish.CONTEXT) | (self.depth[rows] >= max_steps)
+        return np.isin(finish, (Finish.END, Finish.CONTEXT)) | (self.depth[rows] >= max_steps)
 
     def expand(self, rows: Rows, counts: Rows) -> Rows:
         """Add `counts` `[E]` children to each of `rows` `[E]` (distinct), status SAMPLING.
@@ -343,4 +348,4 @@ class Forest(Table):
 
 def token_cost(token_count: NDArray[np.int32], finish: NDArray[np.uint8]) -> NDArray[np.int64]:
     """`[R]` tokens sampled for each step: its tokens, and the end mark where there was one."""
-    return token_count.astype(np.int64) + (finish == Finish.END)
+    return np.add(token_count.astype(np.int64), finish == Finish.END)

@@ -1,8 +1,8 @@
 """Names that are the same on every machine and after every restart: nodes, trees, seeds, texts.
 
 A node's id is a hash of its parent's id and its place among its siblings; a root's id is a hash of the job's seed and the
-problem's index. So an id says how a chain came to be, two runs with one seed give the same ids, and the id is at the same time the
-seed of the step's sampling. Ids are unique within a tree; `(tree_id, node_id)` is unique everywhere.
+problem's index. So an id says how a chain came to be, two runs with one seed give the same ids, and the id is at the same
+time the seed of the step's sampling. Ids are unique within a tree; `(tree_id, node_id)` is unique everywhere.
 """
 
 import hashlib

@@ -47,7 +47,7 @@ def rank_in_segment(segment: Rows, key: NDArray[np.float32], tie: NDArray[np.uin
     return rank
 
 
-def share_out(total: NDArray[np.int64], segment: Rows) -> Rows:
+def share_out(total: NDArray[np.int64] | int, segment: Rows) -> Rows:
     """Divide a total among the entries of each segment as evenly as whole numbers allow, the first ones getting one more.
 
     Args:

@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 def ranges(starts: NDArray[np.int64], counts: NDArray[np.int32]) -> NDArray[np.int64]:
     """`[sum of counts]` the numbers of the ranges `starts[i] .. starts[i]+counts[i]-1`, one range after the other."""
     ends = np.cumsum(counts, dtype=np.int64)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
+    return np.add(np.arange(ends[-1] if len(ends) else 0), np.repeat(starts - (ends - counts), counts))
 
 
 class Table:

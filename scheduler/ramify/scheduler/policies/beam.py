@@ -73,13 +73,13 @@ class Beam:
         """`[E]` children of each growing chain."""
         root = forest.depth[rows] == 0
         if self.finished == "refill":
-            return share_out(np.int64(self.n), forest.tree[rows])
+            return share_out(self.n, forest.tree[rows])
         return np.where(root, self.n, self.branch).astype(np.int32)
 
 
 def count_before(mask: Mask, segment: Rows) -> Rows:
     """`[F]` how many entries of the same segment are marked before each entry."""
-    running = np.cumsum(mask) - mask
+    running = np.cumsum(mask, dtype=np.int32) - mask.astype(np.int32)
     return (running - np.repeat(running[segment_starts(segment)], segment_lengths(segment))).astype(np.int32)
 
 

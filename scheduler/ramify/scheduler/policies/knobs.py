@@ -84,7 +84,12 @@ class Knobs:
             raise KnobError(f"temperature is {temperature}, but must be from 0 (greedy) to 100")
         if not 0 < top_p <= 1:
             raise KnobError(f"top_p is {top_p}, but must be above 0 and at most 1")
-        for name, values in (("finished", Finished), ("aggregate", Aggregate), ("answer", AnswerRule), ("duplicates", Duplicates)):
+        for name, values in (
+            ("finished", Finished),
+            ("aggregate", Aggregate),
+            ("answer", AnswerRule),
+            ("duplicates", Duplicates),
+        ):
             if name in given and given[name] not in get_args(values):
                 raise KnobError(f"{name} is {given[name]!r}, but must be one of {', '.join(get_args(values))}")
         return cls(**{**given, **beam_shape(given)})  # type: ignore[arg-type]  # each was checked above
@@ -102,7 +107,9 @@ def beam_shape(given: Mapping[str, int | float | str]) -> dict[str, int]:
     n, keep, branch = (int(given[name]) if name in given else None for name in ("n", "keep", "branch"))
     if keep and branch:
         if n is not None and keep * branch != n:
-            raise KnobError(f"keep*branch is {keep}*{branch} = {keep * branch}, but n is {n}: make them equal, or give two of the three")
+            raise KnobError(
+                f"keep*branch is {keep}*{branch} = {keep * branch}, but n is {n}: make them equal, or give two of the three"
+            )
         return {"n": keep * branch, "keep": keep, "branch": branch}
     n = 16 if n is None else n
     keep = keep or (n // branch if branch else max(d for d in range(1, math.isqrt(n) + 1) if n % d == 0))

@@ -1,0 +1,72 @@
+# make demo: see it work.  make test: the whole test suite.  make setup: only install.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint infra/constraints.txt
+SOURCES := scheduler verifier services tests infra
+
+.PHONY: help setup setup-dev demo test lint types protos check-protos format clean train
+
+help:
+	@echo "make demo    install what is needed, then solve Game of 24 puzzles on this machine"
+	@echo "make test    install what is needed, then run every check and test"
+	@echo "make setup   only install, into .venv"
+	@echo "make lint | types | protos | format | train"
+
+setup: .venv/.base
+setup-dev: .venv/.dev
+
+.venv/.base: pyproject.toml infra/constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; say which: make PYTHON=/path/to/python3.11"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing Ramify into .venv ..."
+	@$(PIP) --editable .
+	@touch $@
+
+.venv/.dev: .venv/.base
+	@echo "installing the tools for development into .venv ..."
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/ramify demo
+
+test: lint types check-protos
+	$(BIN)/python -m pytest
+
+lint: setup-dev
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/lint-imports
+	$(BIN)/buf lint protos
+
+types: setup-dev
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+format: setup-dev
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+protos: setup-dev
+	cd protos && PATH="$(CURDIR)/$(BIN):$$PATH" python -m grpc_tools.protoc -I . \
+	  --python_out=. --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. ramify/v1/*.proto
+
+# What is committed must be what the generator makes of the .proto files today.
+check-protos: setup-dev
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && mkdir -p "$$folder/ramify/v1" && cd protos && \
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m grpc_tools.protoc -I . --python_out="$$folder" --grpc_python_out="$$folder" \
+	  --mypy_out="quiet:$$folder" --mypy_grpc_out="quiet:$$folder" ramify/v1/*.proto && \
+	for file in "$$folder"/ramify/v1/*; do cmp "$$file" "ramify/v1/$$(basename "$$file")" || \
+	  { echo "generated code is stale: run make protos and commit"; exit 1; }; done
+
+# One command trains and exports both tiny models; half an hour on a GPU-less machine for each.
+train: .venv/.base
+	$(PIP) torch==2.13.0
+	$(PIP) --editable '.[train]'
+	$(BIN)/python infra/models/tiny24/train.py all
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

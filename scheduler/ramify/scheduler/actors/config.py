@@ -1,0 +1,23 @@
+"""What a system consists of."""
+
+from dataclasses import dataclass
+
+NAMESPACE = "ramify"  # of the named actors
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """One engine."""
+
+    name: str  # e.g. "local:0"; the actor is called ramify:engine:local:0
+    spec: str  # see `engines.registry.load_engine`
+
+
+@dataclass(frozen=True, slots=True)
+class SystemConfig:
+    """All that a supervisor starts and keeps alive."""
+
+    store_url: str
+    verifier_address: str
+    engines: tuple[EngineConfig, ...]
+    shards: int = 1

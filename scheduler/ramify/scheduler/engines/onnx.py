@@ -1,0 +1,95 @@
+"""An engine on the CPU, for any decoder that was exported with past key values."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from ramify.scheduler.engines.base import ModelInfo, StepBatch
+from ramify.scheduler.engines.loop import Ended, EngineLoop, EngineStats
+from ramify.scheduler.engines.onnx_decoder import OnnxDecoder
+from ramify.scheduler.engines.onnx_model import OnnxModel
+from ramify.scheduler.errors import EngineError
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxParams:
+    """How much an `OnnxEngine` may use."""
+
+    slots: int = 64  # sequences that run at once
+    threads: int = 1  # of ONNX Runtime within an operator
+    cache_bytes_max: int = 1 << 30  # keys and values of chains that may go on
+    waiting_rows_max: int = 65_536  # rows without a slot
+    turn_tokens: int = 4  # tokens a slot between two deliveries: more of them, larger groups and later ones
+
+    def __post_init__(self) -> None:
+        if min(self.slots, self.threads, self.turn_tokens) < 1 or min(self.cache_bytes_max, self.waiting_rows_max) < 0:
+            raise EngineError(f"a bound is too low: {self}")
+
+
+class OnnxEngine(EngineLoop):
+    """Samples with ONNX Runtime: continuous batching, and a cache of keys and values between the steps of a chain.
+
+    A row's tokens, log-probability and text are the same bits whatever shares its batch and wherever its prefix came
+    from (on one kind of machine with one version of ONNX Runtime). It costs: every call of the model feeds one token
+    a row, also in a prefill, since a prefill in one piece rounds otherwise; the past is padded to a length that
+    follows from the row's own position; and a call has two rows at least.
+
+    Args:
+        folder: what `OnnxModel` describes.
+        params: bounds.
+
+    Raises:
+        EngineError: the folder lacks a file, or the model is not of the layout.
+    """
+
+    def __init__(self, folder: Path, params: OnnxParams | None = None) -> None:
+        self.params = params or OnnxParams()
+        self._model = OnnxModel(folder, self.params.slots, self.params.threads)
+        super().__init__(self._model.vocabulary, self.params.waiting_rows_max)
+        self._decoder = OnnxDecoder(self._model, self.params.slots, self.params.cache_bytes_max)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="onnx-engine")
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the model is."""
+        return self._model.info
+
+    @property
+    def cache_bytes(self) -> int:
+        """Keys and values kept for chains that may go on."""
+        return self._decoder.cache.weight
+
+    def stats(self) -> EngineStats:
+        """What was done so far."""
+        decoder = self._decoder
+        return EngineStats(
+            rows_running=decoder.slots_used,
+            rows_waiting=decoder.rows_waiting,
+            prefix_hits=decoder.prefix_hits,
+            prefix_misses=decoder.prefix_misses,
+            tokens_prefilled=decoder.tokens_prefilled,
+            tokens_sampled=decoder.tokens_sampled,
+            slot_busy_s=decoder.slot_busy_s,
+        )
+
+    def _check(self, batch: StepBatch) -> None:
+        for params in batch.params:
+            if params.delimiter is not None and self._model.token_id(params.delimiter) is None:
+                raise EngineError(f"the delimiter {params.delimiter!r} is no single token of {self.info.name}")
+
+    def _submit(self, ticket: int, batch: StepBatch) -> None:
+        self._decoder.submit(ticket, batch)
+
+    def _cancel(self, ticket: int) -> None:
+        self._decoder.cancel(ticket)
+
+    async def _turn(self) -> Ended:
+        # ONNX Runtime lets go of the interpreter lock, so the event loop stays free meanwhile.
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._decoder.advance, self.params.turn_tokens)
+
+    def _idle(self) -> bool:
+        return self._decoder.idle
+
+    async def _release(self) -> None:
+        await asyncio.to_thread(self._thread.shutdown)

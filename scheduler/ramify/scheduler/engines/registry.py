@@ -1,0 +1,55 @@
+"""Engines by name, for configuration files and command lines."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+from pydantic import TypeAdapter, ValidationError
+from ramify.scheduler.engines.base import Engine
+from ramify.scheduler.errors import EngineError
+
+P = TypeVar("P")
+
+
+def load_engine(spec: str | Mapping[str, Any]) -> Engine:
+    """Make an engine.
+
+    Args:
+        spec: `onnx:FOLDER` or `simulated`, either followed by options as in `simulated?slots=64&time_scale=0`; or
+            the same as a mapping: `{"engine": "onnx", "folder": FOLDER, "slots": 32}`. Options are the fields of
+            `OnnxParams` and `SimulatedParams`.
+
+    Raises:
+        EngineError: the engine, an option or its value is unknown, or a model can't be loaded.
+    """
+    options = _parse(spec) if isinstance(spec, str) else dict(spec)
+    engine, folder = options.pop("engine", None), options.pop("folder", None)
+    if engine == "simulated" and folder is None:
+        from ramify.scheduler.engines.simulated import SimulatedEngine, SimulatedParams
+
+        return SimulatedEngine(_params(SimulatedParams, options))
+    if engine == "onnx" and folder:
+        # A process that only simulates need not load ONNX Runtime.
+        from ramify.scheduler.engines.onnx import OnnxEngine, OnnxParams
+
+        return OnnxEngine(Path(folder), _params(OnnxParams, options))
+    raise EngineError(f"no engine is meant by {spec!r}: it is onnx:FOLDER or simulated")
+
+
+def _parse(spec: str) -> dict[str, Any]:
+    name, _, query = spec.partition("?")
+    engine, colon, folder = name.partition(":")
+    return {"engine": engine, **({"folder": folder} if colon else {}), **dict(parse_qsl(query, keep_blank_values=True))}
+
+
+def _params(kind: type[P], options: dict[str, Any]) -> P:
+    """Options as a dataclass of parameters; texts become numbers."""
+    unknown = sorted(set(options) - {field.name for field in fields(kind)})  # type: ignore[arg-type]
+    if unknown:
+        raise EngineError(f"{kind.__name__} has no {', '.join(unknown)}")
+    try:
+        return TypeAdapter(kind).validate_python(options)
+    except ValidationError as error:
+        raise EngineError(f"{kind.__name__}: {error}") from error

@@ -1,0 +1,66 @@
+"""Choice of tokens: a pure function of logits, seed and place, the same bits whatever the other rows are.
+
+Everything here is done in float64 row by row along the last axis, so a row's result does not depend on how many
+rows there are.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from ramify.scheduler.forest.ids import mix64
+
+F64 = NDArray[np.float64]
+U64 = NDArray[np.uint64]
+I64 = NDArray[np.int64]
+
+
+def uniform(seed: U64, place: I64) -> F64:
+    """One number in [0, 1) for each seed `[n]` and token's place in its step `[n]`."""
+    return (mix64(seed, place.astype(np.uint64)) >> np.uint64(11)) * np.float64(2.0**-53)
+
+
+def sample(logits: NDArray[np.float32], seed: U64, place: I64, temperature: F64, top_p: F64) -> tuple[I64, F64]:
+    """Draw a token a row by inverting the distribution function.
+
+    Args:
+        logits: `[n, V]`
+        seed: `[n]`
+        place: `[n]` the token's place in its step.
+        temperature: `[n]` 0 takes the likeliest token, of several the one of the lowest id.
+        top_p: `[n]` the smallest set of likeliest tokens with this mass is drawn from; unused where greedy.
+
+    Returns:
+        token: `[n]` ids; -1 where the logits have no finite maximum.
+        logprob: `[n]` natural logarithm of the token's probability under the distribution it was drawn from; under
+            the model's own where greedy.
+    """
+    rows = np.arange(len(logits))
+    wide = logits.astype(np.float64)
+    top = wide.max(axis=1)
+    bad = ~np.isfinite(top)
+    wide[bad], top[bad] = 0, 0
+    greedy = temperature == 0
+    with np.errstate(over="ignore"):  # a temperature near 0 sends all but the likeliest to -inf, as it should
+        shifted = (wide - top[:, None]) / np.where(greedy, 1.0, temperature)[:, None]
+    weight = np.exp(shifted)
+    cut = (top_p < 1) & ~greedy
+    if cut.any():
+        weight = _nucleus(weight, np.where(cut, top_p, np.inf))
+    mass = np.cumsum(weight, axis=1)
+    total = mass[:, -1]
+    token = np.count_nonzero(mass <= (uniform(seed, place) * total)[:, None], axis=1)
+    # rounding may lift u * total up to total: the last token with any mass then
+    token = np.minimum(token, logits.shape[1] - 1 - np.argmax(weight[:, ::-1] > 0, axis=1))
+    token = np.where(greedy, np.argmax(wide, axis=1), token)
+    logprob = shifted[rows, token] - np.log(total)
+    return np.where(bad, -1, token), logprob
+
+
+def _nucleus(weight: F64, top_p: F64) -> F64:
+    """Weights `[n, V]` with 0 for tokens outside of the smallest likeliest set of mass `top_p` `[n]`."""
+    order = np.argsort(-weight, axis=1, kind="stable")
+    ranked = np.take_along_axis(weight, order, axis=1)
+    mass = np.cumsum(ranked, axis=1)
+    ranked[mass - ranked >= (top_p * mass[:, -1])[:, None]] = 0
+    kept = np.empty_like(weight)
+    np.put_along_axis(kept, order, ranked, axis=1)
+    return kept

@@ -1,0 +1,164 @@
+"""`ramify up`: Ray with its dashboard, supervisor, shards and engines, the verifier, the gateway and SQLite, on this machine."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+from ramify.local.child import Child
+from ramify.local.errors import AlreadyRunning, LocalError, StartFailed
+from ramify.local.models import tiny24
+from ramify.store.database import Database
+
+log = logging.getLogger(__name__)
+
+WATCH_S = 0.5
+DRAIN_S = 8.0
+START_S = 120.0
+LISTEN = "127.0.0.1:8700"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalConfig:
+    """What a local system consists of."""
+
+    home: Path  # state and logs; one system at a time
+    listen: str = LISTEN  # of the gateway
+    store_url: str = ""  # empty: SQLite in `home`
+    engines: tuple[str, ...] = ()  # see `engines.registry.load_engine`; empty: tiny24
+    verifier_models: tuple[str, ...] = ()  # NAME=FOLDER; empty: tiny24-prm
+    shards: int = 1
+    dashboard: bool = True
+
+
+class LocalSystem:
+    """A context manager: everything runs inside, nothing is left behind outside. Jobs stay in the store."""
+
+    def __init__(self, config: LocalConfig, say: Callable[[str], None] = log.info) -> None:
+        self.config = config
+        self.address = ""  # of the gateway
+        self.dashboard_url = ""
+        self._say = say
+        self._lock = FileLock(config.home / "lock")
+        self._children: list[Child] = []
+        self._supervisor: Any = None
+        self._ray_folder: Path | None = None
+        self._stopping = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True, name="children")
+        self.failure: str = ""  # why a part could not be kept alive
+
+    def __enter__(self) -> Self:
+        self.config.home.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise AlreadyRunning(
+                f"a system already runs on {self.config.home}: use it with `ramify submit`, stop it with Ctrl-C where it was "
+                "started, or start another one with --home and --listen"
+            ) from error
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def _start(self) -> None:
+        config, home = self.config, self.config.home
+        store_url = config.store_url or f"sqlite+aiosqlite:///{home.absolute() / 'state.db'}"
+        models = config.verifier_models or (f"tiny24-prm={tiny24() / 'prm'}",)
+        engines = config.engines or (f"onnx:{tiny24() / 'generator'}",)
+        asyncio.run(migrate(store_url))
+        flags = [flag for model in models for flag in ("--model", model)]
+        verifier = Child("ramify.verifier", [*flags, "--rule", "countdown"], "127.0.0.1:0", home)
+        gateway = Child("ramify.gateway", ["--store", store_url], config.listen, home)
+        self._children = [verifier, gateway]
+        for child in self._children:
+            child.start()
+        self._start_ray()
+        for child in self._children:
+            child.wait_ready()
+        self.address = gateway.address
+        self._say(f"verifier on {verifier.address}, log {verifier.log}")
+        self._start_actors(store_url, verifier.address, engines)
+        self._watcher.start()
+
+    def _start_ray(self) -> None:
+        # Set before Ray is imported: it reads them once.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray
+
+        # Ray's sockets lie in its folder, and a socket's path has a bound of 107 characters: `home` may be too deep.
+        self._ray_folder = Path(tempfile.mkdtemp(prefix="ramify-"))
+        context = ray.init(
+            address="local",
+            include_dashboard=self.config.dashboard,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(self._ray_folder),
+        )
+        if context.dashboard_url:
+            self.dashboard_url = f"http://{context.dashboard_url}"
+            self._say(f"Ray dashboard on {self.dashboard_url}")
+
+    def _start_actors(self, store_url: str, verifier: str, engines: tuple[str, ...]) -> None:
+        import ray
+        from ramify.scheduler.actors.config import EngineConfig, SystemConfig
+        from ramify.scheduler.actors.supervisor import start_supervisor
+
+        configs = tuple(EngineConfig(f"local:{index}", spec) for index, spec in enumerate(engines))
+        self._supervisor = start_supervisor(SystemConfig(store_url, verifier, configs, self.config.shards))
+        try:
+            ray.get(self._supervisor.start.remote(), timeout=START_S)
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None) or error
+            raise StartFailed(f"the scheduler did not start: {str(cause).strip().splitlines()[-1]}") from error
+
+    def _watch(self) -> None:
+        """Bring children that die back to life."""
+        while not self._stopping.wait(WATCH_S):
+            for child in self._children:
+                try:
+                    if child.revive():
+                        log.error("%s died and was started again (log: %s)", child.log.stem, child.log)
+                except LocalError as error:
+                    self.failure = str(error)
+                    return
+
+    def stop(self) -> None:
+        """Commit what is there and end every process. Idempotent; a second Ctrl-C does not cut it short."""
+        self._stopping.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
+        if self._ray_folder is not None:
+            import ray
+
+            if self._supervisor is not None and ray.is_initialized():
+                with contextlib.suppress(Exception):  # what is not committed is sampled again
+                    ray.get(self._supervisor.drain.remote(), timeout=DRAIN_S)
+            ray.shutdown()
+            shutil.rmtree(self._ray_folder, ignore_errors=True)
+            self._supervisor = self._ray_folder = None
+        for child in reversed(self._children):
+            child.stop()
+        self._lock.release()
+
+
+async def migrate(store_url: str) -> None:
+    """Bring the store's tables up to date."""
+    database = Database(store_url)
+    await database.migrate()
+    await database.close()

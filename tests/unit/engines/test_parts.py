@@ -1,0 +1,180 @@
+"""The parts that engines are made of: sampling, the cache of prefixes, results' columns, the registry."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ramify.scheduler.engines.base import Finish
+from ramify.scheduler.engines.columns import ResultsBuilder, concatenate, take_rows
+from ramify.scheduler.engines.kv_rows import KvRows
+from ramify.scheduler.engines.prefix_cache import PrefixCache, digest
+from ramify.scheduler.engines.registry import load_engine
+from ramify.scheduler.engines.sampling import sample, uniform
+from ramify.scheduler.engines.simulated import SimulatedEngine
+from ramify.scheduler.errors import EngineError
+
+from tests.unit.engines.helpers import MODEL, needs_model, rows_of
+
+LOGITS = np.random.default_rng(3).normal(size=24).astype(np.float32) * 2
+
+
+def draw(logits: Any, rows: int, temperature: float = 1.0, top_p: float = 1.0) -> tuple[Any, Any]:
+    return sample(
+        np.tile(np.asarray(logits, np.float32), (rows, 1)),
+        np.arange(rows, dtype=np.uint64),
+        np.arange(rows) % 40,
+        np.full(rows, temperature),
+        np.full(rows, top_p),
+    )
+
+
+def softmax(logits: Any, temperature: float = 1.0) -> Any:
+    weight = np.exp(np.asarray(logits, np.float64) / temperature)
+    return weight / weight.sum()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_tokens_are_drawn_from_the_softmax(temperature: float) -> None:
+    token, logprob = draw(LOGITS, 20_000, temperature)
+    expected = softmax(LOGITS, temperature)
+    assert np.bincount(token, minlength=24) / 20_000 == pytest.approx(expected, abs=0.012)
+    assert logprob == pytest.approx(np.log(expected[token]))
+
+
+def test_a_nucleus_is_the_smallest_set_of_its_mass() -> None:
+    probability = [0.1, 0.4, 0.2, 0.3]
+    for top_p, allowed in ((0.05, {1}), (0.5, {1, 3}), (0.75, {1, 3, 2}), (1.0, {0, 1, 2, 3})):
+        token, logprob = draw(np.log(probability), 2_000, top_p=top_p)
+        assert set(token.tolist()) == allowed
+        mass = sum(probability[each] for each in allowed)
+        assert np.exp(logprob) == pytest.approx(np.array(probability)[token] / mass, abs=1e-6)
+
+
+def test_greedy_takes_the_lowest_of_the_likeliest() -> None:
+    token, logprob = draw([0.0, 2.0, 2.0, 1.0], 10, temperature=0.0, top_p=0.1)
+    assert set(token.tolist()) == {1}
+    assert logprob == pytest.approx(np.log(softmax([0.0, 2.0, 2.0, 1.0])[1]))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_row_without_a_maximum_has_no_token(value: float) -> None:
+    logits = np.tile(LOGITS, (3, 1))
+    logits[1, 5] = value
+    columns = np.arange(3, dtype=np.uint64), np.zeros(3, np.int64), np.ones(3), np.ones(3)
+    token, _ = sample(logits, *columns)
+    clean, _ = sample(np.tile(LOGITS, (3, 1)), *columns)
+    assert token.tolist() == [clean[0], -1, clean[2]]
+
+
+@pytest.mark.filterwarnings("error")
+def test_extremes_draw_a_token_that_can_be() -> None:
+    impossible = [-np.inf, 0.0, -np.inf, -np.inf]
+    for logits, temperature in ((impossible, 1.0), ([-1e30, 1e30, 3.0, -5.0], 1.0), ([0.0, 1e-3, 0.0, 0.0], 1e-300)):
+        token, logprob = draw(logits, 50, temperature)
+        assert set(token.tolist()) == {1}
+        assert logprob.tolist() == [0.0] * 50
+
+
+def test_a_row_is_drawn_alike_in_any_company() -> None:
+    rng = np.random.default_rng(5)
+    for rows in (2, 3, 17, 64):
+        logits = rng.normal(size=(rows, 24)).astype(np.float32)
+        seed, place = rng.integers(0, 2**63, rows).astype(np.uint64), rng.integers(0, 50, rows)
+        temperature, top_p = rng.choice([0.0, 0.7, 1.3], rows), rng.choice([0.5, 0.9, 1.0], rows)
+        token, logprob = sample(logits, seed, place, temperature, top_p)
+        for at in range(rows):
+            one = slice(at, at + 1)
+            alone = sample(logits[one], seed[one], place[one], temperature[one], top_p[one])
+            assert (alone[0][0], alone[1].tobytes()) == (token[at], logprob[one].tobytes())
+
+
+def test_uniform_numbers_fill_their_range() -> None:
+    u = uniform(np.repeat(np.arange(200, dtype=np.uint64), 50), np.tile(np.arange(50), 200))
+    assert u.min() >= 0
+    assert u.max() < 1
+    assert len(np.unique(u)) == len(u)
+    assert np.histogram(u, 10, (0, 1))[0] / len(u) == pytest.approx(np.full(10, 0.1), abs=0.012)
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    cache = PrefixCache[str](10)
+    for key, weight in ((b"a", 4), (b"b", 4)):
+        cache.put(key, key.decode(), weight)
+    assert cache.get(b"a") == "a"
+    cache.put(b"c", "c", 4)
+    assert (cache.get(b"b"), cache.get(b"a"), cache.get(b"c")) == (None, "a", "c")
+    cache.put(b"a", "A", 1)
+    assert (cache.get(b"a"), cache.weight, len(cache)) == ("A", 5, 2)
+    cache.put(b"d", "d", 11)
+    assert (cache.get(b"d"), cache.weight) == (None, 5)
+
+
+def test_digests_tell_tokens_apart() -> None:
+    chains = [np.array(tokens, np.int32) for tokens in ([1, 2], [2, 1], [1, 2, 0], [258], [])]
+    assert len({digest(chain) for chain in chains}) == len(chains)
+    assert digest(np.array([9, 1, 9, 2], np.int32)[1::2]) == digest(chains[0])
+
+
+def test_rows_keep_their_keys_and_values_as_room_comes_and_goes() -> None:
+    rng = np.random.default_rng(7)
+    rows = KvRows(caches=8, heads=4, past=64, head_dim=128)
+    held: dict[int, Any] = {}
+    for lane in range(40):
+        kv = rng.random((8, 4, 1 + lane, 128), np.float32)
+        rows.add(lane, kv)
+        held[lane] = kv
+    full_bytes = rows.inputs()[0].base.nbytes  # type: ignore[union-attr]
+    while rows.count:
+        for row, lane in enumerate(rows.lane.tolist()):
+            assert (rows.held(row, 1 + lane) == held[lane]).all()
+            assert not rows.inputs()[0][row, :, 1 + lane :].any()
+        rows.remove(np.sort(rng.choice(rows.count, min(rows.count, 7), replace=False)))
+    assert len(rows.inputs()[0]) == 2
+    assert rows.inputs()[0].base.nbytes <= full_bytes / 4  # type: ignore[union-attr]
+
+
+def test_results_are_picked_and_joined() -> None:
+    builder = ResultsBuilder()
+    for row in (4, 7, 9):
+        builder.add(row, Finish.STEP, -1.0 * row, row, np.arange(row - 4, dtype=np.int32), b"x" * (9 - row))
+    results = builder.build()
+    rows = rows_of(results)
+    assert rows[7] == (Finish.STEP, np.float32(-7).tobytes(), (0, 1, 2), 7, b"xx")
+    picked = take_rows(results, np.array([2, 0]))
+    assert picked.row.tolist() == [9, 4]
+    assert rows_of(picked) == {9: rows[9], 4: rows[4]}
+    assert rows_of(concatenate([picked, take_rows(results, np.array([1]))])) == rows
+
+
+def test_engines_are_made_by_name() -> None:
+    for spec in ("simulated?slots=7&time_scale=0", {"engine": "simulated", "slots": 7, "time_scale": 0}):
+        engine = load_engine(spec)
+        assert isinstance(engine, SimulatedEngine)
+        assert (engine.params.slots, engine.params.time_scale) == (7, 0.0)
+
+
+@needs_model
+def test_models_are_loaded_by_folder() -> None:
+    for spec in (f"onnx:{MODEL}?slots=7", {"engine": "onnx", "folder": MODEL, "slots": "7"}):
+        assert load_engine(spec).info.slots == 7
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("", "no engine"),
+        ("onnx", "no engine"),
+        ("simulated:there", "no engine"),
+        ("abacus", "no engine"),
+        ("simulated?speed=3", "speed"),
+        ("simulated?slots=many", "slots"),
+        ("simulated?slots=0", "slots"),
+        ("onnx:nowhere", "lacks config.json"),
+    ],
+)
+def test_a_wrong_name_is_explained(spec: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EngineError, match=message):
+        load_engine(spec)
