@@ -1,0 +1,224 @@
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ramify.verifier.batching import Batcher
+from ramify.verifier.chains import Chain, ChainScores
+from ramify.verifier.errors import DeadlineError, ModelError, OverloadedError, UnavailableError
+
+from tests.unit.verifier.fakes import PATIENCE_S, FakeScorer, chain, expected, next_turn
+
+
+@asynccontextmanager
+async def batching(
+    scorer: FakeScorer, queue_chains_max: int = 100, now_s: Callable[[], float] | None = None
+) -> AsyncIterator[Batcher]:
+    batcher = Batcher(scorer, queue_chains_max=queue_chains_max, now_s=now_s)
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            yield batcher
+    finally:
+        scorer.gate.set()
+        await batcher.close()
+
+
+async def hold(batcher: Batcher, scorer: FakeScorer) -> asyncio.Task[list[ChainScores]]:
+    """Keeps the model busy with a chain, so that what comes next must wait."""
+    scorer.gate.clear()
+    scorer.entered.clear()
+    task = asyncio.create_task(batcher.score([chain("hold")]))
+    await scorer.wait_entered()
+    return task
+
+
+async def submit(batcher: Batcher, *chains: Chain, deadline_s: float | None = None) -> asyncio.Task[list[ChainScores]]:
+    task = asyncio.create_task(batcher.score(chains, deadline_s))
+    await next_turn()
+    return task
+
+
+async def test_requests_that_wait_together_share_a_batch() -> None:
+    scorer = FakeScorer()
+    async with batching(scorer) as batcher:
+        held = await hold(batcher, scorer)
+        tasks = [await submit(batcher, chain(name, "s" * len(name))) for name in ("a", "bb", "ccc")]
+        assert batcher.waiting_chains == 3
+        scorer.gate.set()
+        assert await asyncio.gather(held, *tasks) == [[ChainScores([size / 128])] for size in (1, 1, 2, 3)]
+    assert [len(call) for call in scorer.calls] == [1, 3]
+
+
+async def test_a_batch_has_a_bound_and_a_large_request_is_cut() -> None:
+    scorer = FakeScorer(batch_chars_max=10)
+    chains = [chain(f"p{index}", "12") for index in range(7)]  # 4 characters each
+    async with batching(scorer) as batcher:
+        assert await batcher.score(chains) == [expected(each) for each in chains]
+    assert [len(call) for call in scorer.calls] == [2, 2, 2, 1]
+
+
+async def test_a_chain_longer_than_a_batch_goes_alone() -> None:
+    scorer = FakeScorer(batch_chars_max=10)
+    chains = [chain("a"), chain("b" * 50), chain("c")]
+    async with batching(scorer) as batcher:
+        await batcher.score(chains)
+    assert scorer.calls == [[each] for each in chains]
+
+
+async def test_equal_chains_of_a_batch_are_computed_once() -> None:
+    scorer = FakeScorer()
+    chains = [chain("a", "x"), chain("b", "yy"), chain("a", "x")]
+    async with batching(scorer) as batcher:
+        assert await batcher.score(chains) == [expected(each) for each in chains]
+    assert scorer.calls == [chains[:2]]
+
+
+async def test_the_queue_is_bounded() -> None:
+    scorer = FakeScorer()
+    async with batching(scorer, queue_chains_max=3) as batcher:
+        held = await hold(batcher, scorer)
+        waiting = await submit(batcher, chain("a"), chain("b"))
+        with pytest.raises(OverloadedError, match="2 chains waiting and room for 3; these are 2 more") as caught:
+            await batcher.score([chain("c"), chain("d")])
+        assert caught.value.retry_delay_ms > 0
+        fits = await submit(batcher, chain("c"))
+        scorer.gate.set()
+        await asyncio.gather(held, waiting, fits)
+        assert len(await batcher.score([chain("c"), chain("d")])) == 2
+        assert batcher.waiting_chains == 0
+
+
+async def test_the_retry_delay_is_what_the_queue_takes_at_the_recent_throughput() -> None:
+    scorer, clock = FakeScorer(), iter(range(1000))
+    # The clock goes on by a second each time it is read; a batch reads it twice: one chain a second.
+    async with batching(scorer, queue_chains_max=4, now_s=lambda: float(next(clock))) as batcher:
+        await batcher.score([chain("first")])
+        held = await hold(batcher, scorer)
+        waiting = await submit(batcher, *map(chain, "abcd"))
+        with pytest.raises(OverloadedError) as caught:
+            await batcher.score([chain("e")])
+        assert caught.value.retry_delay_ms == 4000
+        scorer.gate.set()
+        await asyncio.gather(held, waiting)
+
+
+async def test_cancelled_work_is_not_computed() -> None:
+    scorer = FakeScorer()
+    async with batching(scorer) as batcher:
+        held = await hold(batcher, scorer)
+        gone, stays = await submit(batcher, chain("gone")), await submit(batcher, chain("stays"))
+        gone.cancel()
+        await asyncio.wait([gone])
+        assert batcher.waiting_chains == 1
+        scorer.gate.set()
+        await asyncio.gather(held, stays)
+    assert scorer.calls[1:] == [[chain("stays")]]
+
+
+async def test_what_is_left_of_a_cancelled_request_is_not_computed() -> None:
+    scorer = FakeScorer(batch_chars_max=2)
+    scorer.gate.clear()
+    async with batching(scorer) as batcher:
+        task = await submit(batcher, chain("a"), chain("b"), chain("c"))
+        await scorer.wait_entered()
+        task.cancel()
+        await asyncio.wait([task])
+        assert batcher.waiting_chains == 0
+    assert scorer.calls == [[chain("a")]]
+
+
+async def test_work_past_its_deadline_is_not_computed() -> None:
+    scorer, now_s = FakeScorer(), [100.0]
+    async with batching(scorer, now_s=lambda: now_s[0]) as batcher:
+        held = await hold(batcher, scorer)
+        late = await submit(batcher, chain("late"), deadline_s=101.0)
+        early = await submit(batcher, chain("early"), deadline_s=103.0)
+        now_s[0] = 102.0
+        scorer.gate.set()
+        assert await early == [expected(chain("early"))]
+        with pytest.raises(DeadlineError):
+            await late
+        await held
+    assert scorer.calls[1:] == [[chain("early")]]
+
+
+async def test_a_failure_fails_its_own_batch_only() -> None:
+    scorer = FakeScorer(batch_chars_max=10)
+    async with batching(scorer) as batcher:
+        held = await hold(batcher, scorer)
+        # "fail" and the first chain of `cut` fill a batch; the rest of `cut` must not be computed.
+        fails, cut = await submit(batcher, chain("fail")), await submit(batcher, chain("cut"), chain("cut2"))
+        after = await submit(batcher, chain("after"))
+        scorer.gate.set()
+        for task in (fails, cut):
+            with pytest.raises(ModelError, match="model 'fake' failed: ValueError: the fake was told to"):
+                await task
+        assert await after == [expected(chain("after"))]
+        await held
+        assert batcher.waiting_chains == 0
+    assert scorer.calls[1:] == [[chain("fail"), chain("cut")], [chain("after")]]
+
+
+async def test_a_model_that_forgets_a_chain_has_failed() -> None:
+    class Forgetful(FakeScorer):
+        def score(self, chains: object) -> list[ChainScores]:
+            return []
+
+    async with batching(Forgetful()) as batcher:
+        with pytest.raises(ModelError, match="ValueError"):
+            await batcher.score([chain("a")])
+
+
+async def test_an_idle_model_waits_for_a_full_batch_and_no_longer() -> None:
+    scorer = FakeScorer(batch_chars_max=4, batch_wait_ms_max=PATIENCE_S * 10_000.0)
+    async with batching(scorer) as batcher:
+        first = await submit(batcher, chain("a"))
+        await next_turn()
+        assert not scorer.calls
+        second = await submit(batcher, chain("b"))
+        await asyncio.gather(first, second)
+    assert scorer.calls == [[chain("a"), chain("b")]]
+
+
+async def test_the_wait_for_a_full_batch_ends() -> None:
+    async with batching(FakeScorer(batch_wait_ms_max=0.1)) as batcher:
+        assert await batcher.score([chain("a")]) == [expected(chain("a"))]
+
+
+async def test_closing_finishes_the_batch_at_work_and_fails_the_rest() -> None:
+    scorer = FakeScorer()
+    batcher = Batcher(scorer)
+    held = await hold(batcher, scorer)
+    waiting = await submit(batcher, chain("waiting"))
+    closing = asyncio.create_task(batcher.close())
+    with pytest.raises(UnavailableError):
+        await waiting
+    scorer.gate.set()
+    await closing
+    assert await held == [expected(chain("hold"))]
+    with pytest.raises(UnavailableError):
+        await batcher.score([chain("late")])
+
+
+async def test_no_chains_have_no_scores() -> None:
+    async with batching(FakeScorer()) as batcher:
+        assert await batcher.score([]) == []
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.lists(st.text("abc", max_size=6), max_size=9), max_size=9),
+    st.integers(1, 20),
+    st.sampled_from([0.0, 0.1]),
+)
+def test_every_request_gets_its_own_scores(requests: list[list[str]], chars_max: int, wait_ms: float) -> None:
+    async def run() -> None:
+        async with batching(FakeScorer(chars_max, wait_ms)) as batcher:
+            chains = [[chain(text, text) for text in texts] for texts in requests]
+            found = await asyncio.gather(*map(batcher.score, chains))
+            assert found == [[expected(each) for each in request] for request in chains]
+            assert batcher.waiting_chains == 0
+
+    asyncio.run(run())
