@@ -29,7 +29,7 @@ class Up:
             self.said += line
             if "Ctrl-C" in line:
                 break
-        found = re.search(r"gateway +(\S+)", self.said)
+        found = re.search(r"^ +gateway +(\S+)", self.said, re.MULTILINE)
         if found is None:
             pytest.fail(f"`ramify up` did not start: {self.said}")
         self.address = found[1]

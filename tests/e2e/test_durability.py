@@ -3,6 +3,9 @@
 import signal
 from pathlib import Path
 
+import psutil
+import pytest
+
 from ramify.client import Client
 from ramify.v1 import job_pb2
 from tests.e2e.conftest import Up
@@ -38,6 +41,32 @@ def test_a_job_goes_on_after_every_process_was_killed(tmp_path: Path, puzzles: l
         assert job.progress == undisturbed.progress
     code, left = second.stop(signal.SIGTERM)
     assert (code, left) == (0, [])
+
+
+@pytest.mark.parametrize("victim", ["ray::ShardActor", "ray::EngineActor", "ramify.verifier", "ramify.gateway"])
+def test_a_job_goes_on_after_one_process_was_killed(up: Up, puzzles: list[str], victim: str) -> None:
+    """SIGKILL of one part in the middle of a job: it comes back by itself, and the trees are those of an undisturbed run."""
+    count = 30
+    with Client(up.address) as client:
+        undisturbed = run_job(client, puzzles[:count], seed=3)
+        job = client.submit(puzzles[:count], **KNOBS, seed=3)  # type: ignore[arg-type]
+        for event in client.watch(job.job_id):
+            if event.progress.steps * 2 > undisturbed.progress.steps:
+                break
+        process = next(process for process in up.processes() if victim in command_line(process))
+        process.kill()
+        for event in client.watch(job.job_id, cursor=event.cursor):
+            pass
+        assert trees(client, job.job_id, count) == trees(client, undisturbed.job_id, count)
+        assert event.progress == undisturbed.progress
+
+
+def command_line(process: psutil.Process) -> str:
+    """The process's command line; empty if it has just ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def test_ctrl_c_in_the_middle_of_a_job_loses_nothing(tmp_path: Path, puzzles: list[str]) -> None:

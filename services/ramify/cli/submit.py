@@ -1,0 +1,99 @@
+"""What `ramify submit` does."""
+
+import re
+import signal
+import sys
+import uuid
+from collections.abc import Mapping
+
+import typer
+from ramify.cli.errors import UsageError
+from ramify.cli.output import counted, make_console, print_json
+from ramify.cli.problems import ProblemFile
+from ramify.cli.records import as_record
+from ramify.cli.settings import load_settings
+from ramify.cli.watch import follow, follow_as_json, summary
+from ramify.client import Client, Unavailable, job_spec
+from ramify.client.spec import SEARCH_KNOBS, unknown_knob
+from ramify.v1 import job_pb2
+
+INTERRUPTED = 128 + signal.SIGINT
+
+_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
+
+
+def make_spec(knobs: list[str], options: Mapping[str, object]) -> job_pb2.JobSpec:
+    r"""A spec from `KNOB=VALUE` arguments and options; in `step`, `\n`, `\t` and `\\` stand for what they do in C.
+
+    Raises:
+        UsageError: an argument is malformed, or a knob is given twice.
+        InvalidRequest: a knob is unknown, or its value isn't one that it can have.
+    """
+    fields = dict(options)
+    for knob in knobs:
+        name, equals, value = knob.partition("=")
+        if not equals:
+            raise UsageError(f"a knob is KNOB=VALUE, such as n=16, not {knob!r}")
+        if name not in SEARCH_KNOBS:
+            raise unknown_knob(name, list(SEARCH_KNOBS))
+        if name in fields:
+            raise UsageError(f"{name} is given twice: {fields[name]} and {value}")
+        fields[name] = _unescaped(value) if name == "step" else value
+    return job_spec(**fields)
+
+
+def submit(
+    client: Client, problems: ProblemFile, spec: job_pb2.JobSpec, *, request_id: str | None, watch: bool, as_json: bool
+) -> None:
+    """Checks the problems, sends them, says which job they became, and watches it if asked to."""
+    console = make_console()
+    with problems:
+        count = problems.check()
+        job = _send(client, problems, count, spec, request_id or str(uuid.uuid4()))
+    if as_json:
+        print_json(as_record(job))
+    elif not console.is_terminal and not watch:
+        console.print(job.job_id)  # alone, for scripts
+    else:
+        console.print(f"job {job.job_id}: {counted(count, 'problem')}")
+    if watch:
+        watch_job(client, job.job_id, as_json=as_json)
+
+
+def watch_job(client: Client, job_id: str, *, as_json: bool) -> None:
+    """Follows a job to its end, or until Ctrl-C, which leaves it running and says so."""
+    try:
+        if as_json:
+            follow_as_json(client, job_id)
+        else:
+            console = make_console()
+            console.print(summary(follow(client, job_id, console)))
+    except KeyboardInterrupt:
+        elsewhere = "" if client.address == load_settings().address else f" --address {client.address}"
+        print(f"\njob {job_id} goes on; see it again with `ramify watch {job_id}{elsewhere}`", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _send(client: Client, problems: ProblemFile, count: int, spec: job_pb2.JobSpec, request_id: str) -> job_pb2.Job:
+    again = f"the upload is not complete; the same command with --request-id {request_id} takes it up again"
+    console = make_console(stderr=True)
+    with console.status("sending problems") as status:
+        received = 0
+
+        def acknowledged(problems: int) -> None:
+            nonlocal received
+            received = problems
+            status.update(f"sending problems: {received:,} of {count:,}")
+
+        try:
+            return client.submit(problems, spec, request_id=request_id, acknowledged=acknowledged)
+        except Unavailable as error:
+            raise Unavailable(f"{error}\n{again}" if received else str(error)) from error
+        except KeyboardInterrupt:
+            status.stop()
+            print(f"\n{again}", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\[nt\\]", lambda match: _ESCAPES[match[0]], text)

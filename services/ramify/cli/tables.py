@@ -1,0 +1,102 @@
+"""Jobs and results as tables."""
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from itertools import islice
+from typing import TypeVar
+
+from ramify.cli.output import duration, one_line
+from ramify.client.spec import word
+from ramify.v1 import job_pb2
+from rich.table import Table
+from rich.text import Text
+
+#: Rows of one table; longer listings come as several, so that none holds a million rows.
+ROWS_MAX = 1_000
+
+_NONE = Text("–", "dim")
+
+_STATE_STYLES = {
+    job_pb2.JOB_STATE_UPLOADING: "yellow",
+    job_pb2.JOB_STATE_RUNNING: "cyan",
+    job_pb2.JOB_STATE_DONE: "green",
+    job_pb2.JOB_STATE_CANCELLED: "yellow",
+}
+
+_OUTCOME_STYLES = {job_pb2.OUTCOME_BUDGET: "yellow", job_pb2.OUTCOME_FAILED: "red"}
+
+_VERDICT_STYLES = {job_pb2.VERDICT_CORRECT: "green", job_pb2.VERDICT_WRONG: "red"}
+
+_Item = TypeVar("_Item")
+
+
+def state_text(state: job_pb2.JobState.ValueType) -> Text:
+    """The word of a state in its colour."""
+    return Text(word(job_pb2.JobState.DESCRIPTOR, state), _STATE_STYLES.get(state, ""))
+
+
+def outcome_text(outcome: job_pb2.Outcome.ValueType) -> Text:
+    """The word of an outcome in its colour."""
+    return Text(word(job_pb2.Outcome.DESCRIPTOR, outcome), _OUTCOME_STYLES.get(outcome, ""))
+
+
+def verdict_text(verdict: job_pb2.Verdict.ValueType) -> Text:
+    """The word of a verdict in its colour; empty if nothing was checked."""
+    return Text(word(job_pb2.Verdict.DESCRIPTOR, verdict), _VERDICT_STYLES.get(verdict, ""))
+
+
+def job_tables(jobs: Iterable[job_pb2.Job], now: datetime) -> Iterator[Table]:
+    """Tables of jobs; `now` is what their ages count to."""
+    for batch in _batches(jobs):
+        table = _table("id", "name:", "state", "done>", "solved>", "tokens>", "age>")
+        for job in batch:
+            progress = job.progress
+            table.add_row(
+                Text(job.job_id),
+                _elastic(job.spec.name),
+                state_text(job.state),
+                f"{progress.problems_done:,}/{progress.problems_total:,}",
+                f"{progress.problems_solved:,}" if job.spec.checker else _NONE,
+                f"{progress.tokens:,}",
+                duration((now - job.create_time.ToDatetime(tzinfo=UTC)).total_seconds()),
+            )
+        yield table
+
+
+def result_tables(results: Iterable[job_pb2.Result]) -> Iterator[Table]:
+    """Tables of results; a failed one has its message in place of the answer."""
+    for batch in _batches(results):
+        table = _table("index>", "problem:", "outcome", "verdict", "score>", "answer:", "tokens>")
+        for result in batch:
+            failed = result.outcome == job_pb2.OUTCOME_FAILED
+            table.add_row(
+                str(result.problem_index),
+                _elastic(result.problem.text),
+                outcome_text(result.outcome),
+                verdict_text(result.verdict) if result.verdict else _NONE,
+                f"{result.score:.2f}" if result.HasField("score") else _NONE,
+                _elastic(result.message, "red") if failed else _elastic(result.answer),
+                f"{result.tokens:,}",
+            )
+        yield table
+
+
+def _table(*headers: str) -> Table:
+    """Columns by header: with `>` at the right edge, with `:` for `_elastic` cells."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header in headers:
+        table.add_column(
+            header.rstrip(">:"), justify="right" if header.endswith(">") else "left", no_wrap=not header.endswith(":")
+        )
+    return table
+
+
+def _elastic(text: str, style: str = "") -> Text:
+    """Foreign text that gives way where a terminal is too narrow: rich narrows the columns that may wrap first."""
+    return Text(one_line(text), style, no_wrap=True, overflow="ellipsis")
+
+
+def _batches(items: Iterable[_Item]) -> Iterator[list[_Item]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, ROWS_MAX)):
+        yield batch

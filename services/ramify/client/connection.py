@@ -1,0 +1,79 @@
+"""How both clients speak to a gateway: channel options, limits, and when a broken stream is worth another try."""
+
+import json
+from types import MappingProxyType
+
+import grpc
+from ramify.client.errors import ClientError, client_error, status_code
+
+#: How long a call that isn't a stream may take.
+CALL_TIMEOUT_S = 60.0
+
+#: How long to wait for a gateway to come back in the middle of a stream.
+RECONNECT_TIMEOUT_S = 60.0
+
+#: Reconnections in a row that may bring nothing before a stream is given up.
+RECONNECTS_MAX = 5
+
+#: Items on a page of a listing.
+PAGE_SIZE = 500
+
+# gRPC itself repeats calls that break before their first answer, which is safe since every call of the API is. Four
+# tries in about half a second outlast a dropped connection and still tell soon that nobody listens.
+_SERVICE_CONFIG = MappingProxyType(
+    {
+        "methodConfig": [
+            {
+                "name": [{"service": "ramify.v1.JobService"}],
+                "retryPolicy": {
+                    "maxAttempts": 4,
+                    "initialBackoff": "0.05s",
+                    "maxBackoff": "1s",
+                    "backoffMultiplier": 3,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    }
+)
+
+CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
+    ("grpc.service_config", json.dumps(dict(_SERVICE_CONFIG))),
+    # A watch of a job that waits is silent for hours: without pings, a connection that a firewall dropped would hang
+    # it for ever. Servers hang up on those that ping more often than every five minutes.
+    ("grpc.keepalive_time_ms", 310_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # A tree of a hard problem is larger than gRPC's default of 4 MiB.
+    ("grpc.max_receive_message_length", 256 << 20),
+    # The gateway may be restarted while a stream waits for it: look again soon.
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+
+
+class Lifeline:
+    """Decides whether a stream that broke is taken up again.
+
+    Only a stream that had got somewhere is: where nobody listens from the start, waiting helps nobody.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._reconnects_left = 0
+
+    def progressed(self) -> None:
+        """The stream brought something."""
+        self._reconnects_left = RECONNECTS_MAX
+
+    def broken(self, error: grpc.RpcError) -> ClientError:
+        """The stream broke with `error`: returns if another try is worth it, with the error should that fail too.
+
+        Raises:
+            ClientError: it isn't.
+        """
+        failure = client_error(error, self._address)
+        if status_code(error) is not grpc.StatusCode.UNAVAILABLE or not self._reconnects_left:
+            raise failure from error
+        self._reconnects_left -= 1
+        return failure

@@ -1,0 +1,77 @@
+import grpc
+import pytest
+from ramify.client import InvalidRequest, ServerError, Unavailable
+from ramify.client.connection import RECONNECTS_MAX, Lifeline
+from ramify.client.errors import client_error
+
+
+class FailedCall(grpc.RpcError):
+    """What gRPC raises, said by the transport or, with its trailer, by the gateway."""
+
+    def __init__(self, code: grpc.StatusCode, details: str = "", *, by_gateway: bool = False) -> None:
+        self._code = code
+        self._details = details
+        self._trailers = (("grpc-status-details-bin", b""),) if by_gateway else ()
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return self._details
+
+    def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:  # type: ignore[override]
+        return self._trailers
+
+
+NO_GATEWAY = "no gateway answers at here:1; start one with `ramify up`, or say where it is with --address or RAMIFY_ADDRESS"
+LOST = FailedCall(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+
+
+def test_a_stream_that_got_nowhere_is_not_taken_up_again() -> None:
+    with pytest.raises(Unavailable):
+        Lifeline("here:1").broken(LOST)
+
+
+def test_reconnections_that_bring_nothing_are_bounded() -> None:
+    lifeline = Lifeline("here:1")
+    lifeline.progressed()
+    for _ in range(RECONNECTS_MAX):
+        lifeline.broken(LOST)
+    with pytest.raises(Unavailable):
+        lifeline.broken(LOST)
+    lifeline.progressed()
+    lifeline.broken(LOST)
+
+
+def test_only_a_lost_connection_is_worth_another_try() -> None:
+    lifeline = Lifeline("here:1")
+    lifeline.progressed()
+    with pytest.raises(InvalidRequest, match="bad"):
+        lifeline.broken(FailedCall(grpc.StatusCode.INVALID_ARGUMENT, "bad"))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (FailedCall(grpc.StatusCode.UNAVAILABLE, "draining", by_gateway=True), Unavailable, "draining"),
+        (
+            FailedCall(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"),
+            Unavailable,
+            "the gateway at here:1 is too slow to answer; try again, or look at its health",
+        ),
+        (
+            FailedCall(grpc.StatusCode.INTERNAL, "store is gone", by_gateway=True),
+            ServerError,
+            "the gateway at here:1 failed: store is gone",
+        ),
+        (FailedCall(grpc.StatusCode.INTERNAL, "Internal error from Core"), Unavailable, NO_GATEWAY),
+        (LOST, Unavailable, NO_GATEWAY),
+        (FailedCall(grpc.StatusCode.UNIMPLEMENTED), ServerError, "the gateway at here:1 failed: no such call"),
+        (FailedCall(grpc.StatusCode.UNKNOWN), ServerError, "the gateway at here:1 failed: UNKNOWN"),
+        (FailedCall(grpc.StatusCode.INVALID_ARGUMENT), InvalidRequest, "INVALID_ARGUMENT"),
+    ],
+)
+def test_messages(error: FailedCall, kind: type[Exception], message: str) -> None:
+    translated = client_error(error, "here:1")
+    assert type(translated) is kind
+    assert str(translated) == message

@@ -1,0 +1,73 @@
+import grpc
+import pytest
+from ramify.client import InvalidRequest, SpecFields, job_spec
+from ramify.client.errors import ERROR_OF_STATUS, ClientError
+from ramify.client.spec import SEARCH_KNOBS, word
+from ramify.v1 import job_pb2
+
+
+def test_every_status_code_has_an_error() -> None:
+    assert set(ERROR_OF_STATUS) == set(grpc.StatusCode)
+    assert all(issubclass(kind, ClientError) and kind is not ClientError for kind in ERROR_OF_STATUS.values())
+
+
+def test_spec_fields_are_those_of_the_proto() -> None:
+    own = {field.name for field in job_pb2.JobSpec.DESCRIPTOR.fields} - {"search", "budget"}
+    assert set(SpecFields.__annotations__) == own | set(SEARCH_KNOBS) | set(job_pb2.Budget.DESCRIPTOR.fields_by_name)
+
+
+def test_values_and_their_texts_say_the_same() -> None:
+    typed = job_spec(
+        generator="tiny24", n=16, temperature=1.5, finished="retire", aggregate="min", answer="weighted_vote", step=64,
+        duplicates="keep", seed=2**64 - 1, tokens_max=1000,
+    )  # fmt: skip
+    texts = job_spec(
+        generator="tiny24", n="16", temperature="1.5", finished="retire", aggregate="min", answer="weighted_vote",
+        step="64", duplicates="keep", seed=str(2**64 - 1), tokens_max="1000",
+    )  # fmt: skip
+    assert typed == texts
+    search = typed.search
+    assert (search.policy, search.n, search.temperature, search.step.tokens) == ("beam", 16, 1.5, 64)
+    assert search.finished == job_pb2.FINISHED_RULE_RETIRE
+    assert search.answer == job_pb2.ANSWER_RULE_WEIGHTED_VOTE
+    assert typed.budget.tokens_max == 1000
+    assert not search.HasField("keep")
+
+
+def test_a_step_is_an_answer_a_count_or_a_delimiter() -> None:
+    assert job_spec(step="answer").search.step.answer
+    assert job_spec(step="\n").search.step.delimiter == "\n"
+    boundary = job_pb2.StepBoundary(delimiter="7")
+    assert job_spec(step=boundary).search.step == boundary
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kep": 4}, "there is no knob kep; did you mean keep? there are policy, n, keep"),
+        ({"zzz": 4}, "there is no knob zzz; there are policy"),
+        ({"n": "many"}, "n is a whole number from 0 to 4,294,967,295, not 'many'"),
+        ({"n": -1}, "not -1"),
+        ({"n": 2**32}, "not 4294967296"),
+        ({"n": 1.5}, "not 1.5"),
+        ({"n": True}, "not True"),
+        ({"temperature": "hot"}, "temperature is a number, not 'hot'"),
+        ({"temperature": "nan"}, "temperature is a finite number, not 'nan'"),
+        ({"temperature": None}, "temperature is a number, not None"),
+        ({"finished": "stop"}, "finished is one of compete, retire, refill, not 'stop'"),
+        ({"finished": "unspecified"}, "finished is one of compete, retire, refill"),
+        ({"step": ""}, "step is answer, a number of tokens, or the delimiter that ends a step, not ''"),
+        ({"step": "-3"}, "step is a whole number"),
+        ({"policy": 3}, "policy is text, not 3"),
+    ],
+)
+def test_a_wrong_field_says_what_is_expected(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        job_spec(**fields)
+    assert message in str(caught.value)
+
+
+def test_words_of_enums() -> None:
+    assert word(job_pb2.JobState.DESCRIPTOR, job_pb2.JOB_STATE_RUNNING) == "running"
+    assert word(job_pb2.Verdict.DESCRIPTOR, job_pb2.VERDICT_UNSPECIFIED) == ""
+    assert word(job_pb2.Verdict.DESCRIPTOR, 99) == "99"
