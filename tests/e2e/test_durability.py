@@ -21,21 +21,16 @@ def test_a_job_goes_on_after_every_process_was_killed(tmp_path: Path, puzzles: l
         undisturbed = run_job(client, puzzles[:COUNT])
         expected = trees(client, undisturbed.job_id, COUNT)
         job = client.submit(puzzles[:COUNT], **KNOBS)  # type: ignore[arg-type]
-        for event in client.watch(job.job_id):
-            if event.progress.steps * 2 > undisturbed.progress.steps:
-                break
+        before = half_way(client, job, undisturbed)
     first.kill_everything()
 
     second = Up(tmp_path)
     with Client(second.address) as client:
-        before = event.progress
-        cursors = []
-        for event in client.watch(job.job_id):
-            cursors.append(event.cursor)
-            assert event.progress.steps >= before.steps or event.cursor <= len(cursors), "counters never fall"
+        events = list(client.watch(job.job_id))
         job = client.job(job.job_id)
         assert job.state == job_pb2.JOB_STATE_DONE
-        assert cursors == list(range(1, len(cursors) + 1))
+        assert [event.cursor for event in events] == list(range(1, len(events) + 1))
+        assert before in events, "what was seen before the crash is history after it"
         assert trees(client, job.job_id, COUNT) == expected
         # Committed steps are counted when they are committed: had one been sampled and committed again, the sums would differ.
         assert job.progress == undisturbed.progress
@@ -50,15 +45,17 @@ def test_a_job_goes_on_after_one_process_was_killed(up: Up, puzzles: list[str], 
     with Client(up.address) as client:
         undisturbed = run_job(client, puzzles[:count], seed=3)
         job = client.submit(puzzles[:count], **KNOBS, seed=3)  # type: ignore[arg-type]
-        for event in client.watch(job.job_id):
-            if event.progress.steps * 2 > undisturbed.progress.steps:
-                break
+        seen = half_way(client, job, undisturbed)
         process = next(process for process in up.processes() if victim in command_line(process))
         process.kill()
-        for event in client.watch(job.job_id, cursor=event.cursor):
-            pass
+        last = list(client.watch(job.job_id, cursor=seen.cursor))[-1]
         assert trees(client, job.job_id, count) == trees(client, undisturbed.job_id, count)
-        assert event.progress == undisturbed.progress
+        assert last.progress == undisturbed.progress
+
+
+def half_way(client: Client, job: job_pb2.Job, undisturbed: job_pb2.Job) -> job_pb2.JobEvent:
+    """Wait until a job has half the steps of one that was not disturbed."""
+    return next(event for event in client.watch(job.job_id) if event.progress.steps * 2 > undisturbed.progress.steps)
 
 
 def command_line(process: psutil.Process) -> str:
@@ -73,16 +70,13 @@ def test_ctrl_c_in_the_middle_of_a_job_loses_nothing(tmp_path: Path, puzzles: li
     first = Up(tmp_path)
     with Client(first.address) as client:
         job = client.submit(puzzles[:COUNT], **KNOBS)  # type: ignore[arg-type]
-        for event in client.watch(job.job_id):
-            if event.progress.steps > 500:
-                break
+        next(event for event in client.watch(job.job_id) if event.progress.steps > 500)
     code, left = first.stop(signal.SIGINT)
     assert (code, left) == (0, [])
 
     second = Up(tmp_path)
     with Client(second.address) as client:
-        for event in client.watch(job.job_id):
-            pass
-        assert event.state == job_pb2.JOB_STATE_DONE
-        assert event.progress.problems_done == COUNT
+        last = list(client.watch(job.job_id))[-1]
+        assert last.state == job_pb2.JOB_STATE_DONE
+        assert last.progress.problems_done == COUNT
     second.stop()

@@ -17,6 +17,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
+
 from ramify.v1 import verifier_service_pb2 as pb
 from ramify.v1 import verifier_service_pb2_grpc as pb_grpc
 from ramify.verifier.backends.base import Scorer
@@ -34,7 +35,6 @@ from ramify.verifier.errors import (
 )
 from ramify.verifier.rules import RULES
 from ramify.verifier.server import CHAIN_STEPS_MAX, REQUEST_CHAINS_MAX, SERVICE_NAME, STREAM_OPEN_MAX, VerifierServer
-
 from tests.unit.verifier.fakes import PATIENCE_S, FakeScorer, chain, expected
 
 SOLUTION = Chain("4 5 6 10>24", ("10-4=6:5 6 6\n", "5*6=30:6 30\n", "30-6=24:24"))

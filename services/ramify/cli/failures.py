@@ -1,8 +1,9 @@
 """What is said, and with which exit code, when a command fails."""
 
+from typer.exceptions import TyperException
+
 from ramify.cli.errors import CliError, UsageError
 from ramify.client import AlreadyExists, ClientError, InvalidRequest, NotFound, PermissionDenied
-from typer.exceptions import TyperException
 
 #: Exit code of what the user can mend.
 USER_FAULT = 2

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from google.protobuf.message import Message
+
 from ramify.cli.errors import UsageError
 from ramify.cli.export import check_output, write_results
 from ramify.cli.output import counted, make_console, print_json

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from rich.console import Console
+from rich.text import Text
+
 from ramify.cli.errors import CliError, UsageError
 from ramify.cli.output import make_console
 from ramify.cli.tree import render_tree
@@ -17,8 +20,6 @@ from ramify.local.errors import AlreadyRunning, LocalError
 from ramify.local.models import tiny24
 from ramify.local.system import LISTEN, LocalConfig, LocalSystem
 from ramify.v1 import job_pb2
-from rich.console import Console
-from rich.text import Text
 
 LOOK_S = 0.5
 HOME = Path.home() / ".ramify"
@@ -44,7 +45,8 @@ def up(
     with running(config, console, stopped=0) as system:
         console.print(Text("ramify is up", "bold"))
         console.print(f"  gateway    {system.address}")
-        console.print(f"  dashboard  {system.dashboard_url or 'off'}")
+        token = " (it asks for the token that `ray get-auth-token` prints)" if system.dashboard_url else ""
+        console.print(f"  dashboard  {system.dashboard_url or 'off'}{token}")
         console.print(f"  state      {home}")
         elsewhere = "" if system.address == LISTEN else f" --address {system.address}"
         console.print(f"Submit with `ramify submit FILE{elsewhere}`; Ctrl-C stops, and jobs go on with the next `ramify up`.")

@@ -229,7 +229,13 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows no block characters shows what it can
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if "ray" in sys.modules:
+        # All is stopped by now, but the interpreter's own end sometimes crashes in Ray's native threads.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

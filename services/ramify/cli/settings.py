@@ -1,5 +1,6 @@
 import pydantic
 import pydantic_settings
+
 from ramify.cli.errors import UsageError
 
 

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Mapping
 
 import typer
+
 from ramify.cli.errors import UsageError
 from ramify.cli.output import counted, make_console, print_json
 from ramify.cli.problems import ProblemFile

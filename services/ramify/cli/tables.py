@@ -5,11 +5,12 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import TypeVar
 
+from rich.table import Table
+from rich.text import Text
+
 from ramify.cli.output import duration, one_line
 from ramify.client.spec import word
 from ramify.v1 import job_pb2
-from rich.table import Table
-from rich.text import Text
 
 #: Rows of one table; longer listings come as several, so that none holds a million rows.
 ROWS_MAX = 1_000

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.text import Text
+from rich.tree import Tree as RichTree
+
 from ramify.cli.output import counted, one_line
 from ramify.cli.tables import outcome_text, verdict_text
 from ramify.cli.tree_steps import Step, Steps, fold
 from ramify.v1 import job_pb2
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.text import Text
-from rich.tree import Tree as RichTree
 
 #: Siblings that are shown beside the chosen chain; the others are counted.
 SIBLINGS_MAX = 4

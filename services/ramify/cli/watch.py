@@ -5,17 +5,18 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
 from ramify.cli.output import counted, duration, one_line, print_json
 from ramify.cli.records import as_record
 from ramify.cli.tables import state_text
 from ramify.client import Client
 from ramify.client.spec import word
 from ramify.v1 import job_pb2
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 
 #: Lines in a pipe come no faster, state changes apart.
 LINE_INTERVAL_S = 1.0

@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Self, Unpack
 
 import grpc
+
 from ramify.client.connection import (
     CALL_TIMEOUT_S,
     CHANNEL_OPTIONS,

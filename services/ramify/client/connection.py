@@ -4,6 +4,7 @@ import json
 from types import MappingProxyType
 
 import grpc
+
 from ramify.client.errors import ClientError, client_error, status_code
 
 #: How long a call that isn't a stream may take.

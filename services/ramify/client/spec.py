@@ -11,6 +11,7 @@ from typing import Literal, TypedDict
 
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
+
 from ramify.client.errors import InvalidRequest
 from ramify.v1 import job_pb2
 

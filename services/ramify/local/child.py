@@ -27,6 +27,11 @@ class Child:
         self.process: subprocess.Popen[bytes] | None = None
         self._restarts = 0
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process, while there is one."""
+        return self.process.pid if self.process else None
+
     def start(self) -> None:
         """Start the process; `wait_ready` waits for it."""
         ready = self._ready_file()

@@ -1,6 +1,5 @@
 """`ramify up`: Ray with its dashboard, supervisor, shards and engines, the verifier, the gateway and SQLite, on this machine."""
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -13,16 +12,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import psutil
 from filelock import FileLock, Timeout
+
 from ramify.local.child import Child
 from ramify.local.errors import AlreadyRunning, LocalError, StartFailed
 from ramify.local.models import tiny24
-from ramify.store.database import Database
 
 log = logging.getLogger(__name__)
 
 WATCH_S = 0.5
 DRAIN_S = 8.0
+RAY_END_S = 1.0
 START_S = 120.0
 LISTEN = "127.0.0.1:8700"
 
@@ -80,7 +81,6 @@ class LocalSystem:
         store_url = config.store_url or f"sqlite+aiosqlite:///{home.absolute() / 'state.db'}"
         models = config.verifier_models or (f"tiny24-prm={tiny24() / 'prm'}",)
         engines = config.engines or (f"onnx:{tiny24() / 'generator'}",)
-        asyncio.run(migrate(store_url))
         flags = [flag for model in models for flag in ("--model", model)]
         verifier = Child("ramify.verifier", [*flags, "--rule", "countdown"], "127.0.0.1:0", home)
         gateway = Child("ramify.gateway", ["--store", store_url], config.listen, home)
@@ -98,6 +98,7 @@ class LocalSystem:
     def _start_ray(self) -> None:
         # Set before Ray is imported: it reads them once.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's ports and dashboard are for this user alone
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
 
@@ -116,6 +117,8 @@ class LocalSystem:
 
     def _start_actors(self, store_url: str, verifier: str, engines: tuple[str, ...]) -> None:
         import ray
+        from ray.exceptions import RayError
+
         from ramify.scheduler.actors.config import EngineConfig, SystemConfig
         from ramify.scheduler.actors.supervisor import start_supervisor
 
@@ -123,7 +126,7 @@ class LocalSystem:
         self._supervisor = start_supervisor(SystemConfig(store_url, verifier, configs, self.config.shards))
         try:
             ray.get(self._supervisor.start.remote(), timeout=START_S)
-        except ray.exceptions.RayError as error:
+        except RayError as error:
             cause = getattr(error, "cause", None) or error
             raise StartFailed(f"the scheduler did not start: {str(cause).strip().splitlines()[-1]}") from error
 
@@ -149,7 +152,9 @@ class LocalSystem:
             if self._supervisor is not None and ray.is_initialized():
                 with contextlib.suppress(Exception):  # what is not committed is sampled again
                     ray.get(self._supervisor.drain.remote(), timeout=DRAIN_S)
+            started = psutil.Process().children(recursive=True)
             ray.shutdown()
+            end_all([process for process in started if process.pid not in {child.pid for child in self._children}])
             shutil.rmtree(self._ray_folder, ignore_errors=True)
             self._supervisor = self._ray_folder = None
         for child in reversed(self._children):
@@ -157,8 +162,10 @@ class LocalSystem:
         self._lock.release()
 
 
-async def migrate(store_url: str) -> None:
-    """Bring the store's tables up to date."""
-    database = Database(store_url)
-    await database.migrate()
-    await database.close()
+def end_all(processes: list[psutil.Process]) -> None:
+    """Wait for processes that are about to end; Ray's agents would take their time, so those are ended."""
+    _, alive = psutil.wait_procs(processes, timeout=RAY_END_S)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=RAY_END_S)

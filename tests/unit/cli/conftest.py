@@ -3,8 +3,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from ramify.cli.main import run
 
+from ramify.cli.main import run
 from tests.unit.client.fake_gateway import FakeGateway
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import grpc
 import pyarrow.parquet as pq
 import pytest
-from ramify.v1 import job_pb2
 
+from ramify.v1 import job_pb2
 from tests.unit.cli.conftest import Ramify
 from tests.unit.cli.trees import beam_tree
 from tests.unit.client.fake_gateway import FakeGateway, FakeJob, solved

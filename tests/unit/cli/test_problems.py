@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from ramify.cli.errors import CliError, ProblemFileError
 from ramify.cli.problem_values import LINE_BYTES_MAX
 from ramify.cli.problems import ProblemFile, parse_fields

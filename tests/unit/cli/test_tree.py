@@ -1,9 +1,9 @@
 import io
 
-from ramify.cli.tree import render_tree
-from ramify.v1 import job_pb2
 from rich.console import Console
 
+from ramify.cli.tree import render_tree
+from ramify.v1 import job_pb2
 from tests.unit.cli.trees import beam_tree, deep_tree, make_tree
 
 

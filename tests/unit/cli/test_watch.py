@@ -2,12 +2,12 @@ import io
 from collections.abc import Iterator
 
 import pytest
+from rich.console import Console
+
 from ramify.cli.output import duration
 from ramify.cli.watch import Meter, follow, summary
 from ramify.client import Client
 from ramify.v1 import job_pb2
-from rich.console import Console
-
 from tests.unit.client.fake_gateway import EPOCH_S, FakeGateway, solved
 
 

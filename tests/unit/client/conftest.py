@@ -1,8 +1,8 @@
 from collections.abc import Iterator
 
 import pytest
-from ramify.client import Client
 
+from ramify.client import Client
 from tests.unit.client.fake_gateway import FakeGateway
 
 

@@ -11,6 +11,7 @@ import grpc
 from google.protobuf import any_pb2
 from google.rpc import status_pb2
 from grpc_status import rpc_status
+
 from ramify.v1 import job_pb2, job_service_pb2, job_service_pb2_grpc
 
 FINAL_STATES = (job_pb2.JOB_STATE_DONE, job_pb2.JOB_STATE_CANCELLED)

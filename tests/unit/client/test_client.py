@@ -3,10 +3,10 @@ from collections.abc import Callable, Iterator
 
 import grpc
 import pytest
+
 from ramify.client import AlreadyExists, AsyncClient, Client, InvalidRequest, NotFound, Overloaded, Unavailable
 from ramify.client.upload import CHUNK_BYTES_MAX, WINDOW_CHUNKS
 from ramify.v1 import job_pb2
-
 from tests.unit.client.fake_gateway import FakeGateway, solved
 
 PROBLEMS = [f"4 5 6 {i}" for i in range(5_500)]

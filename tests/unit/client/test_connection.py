@@ -1,5 +1,6 @@
 import grpc
 import pytest
+
 from ramify.client import InvalidRequest, ServerError, Unavailable
 from ramify.client.connection import RECONNECTS_MAX, Lifeline
 from ramify.client.errors import client_error

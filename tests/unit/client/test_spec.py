@@ -1,5 +1,6 @@
 import grpc
 import pytest
+
 from ramify.client import InvalidRequest, SpecFields, job_spec
 from ramify.client.errors import ERROR_OF_STATUS, ClientError
 from ramify.client.spec import SEARCH_KNOBS, word

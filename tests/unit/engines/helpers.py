@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+
 from ramify.scheduler.engines.base import Engine, Finish, StepBatch, StepParams, StepResults
 
 MODEL = Path(__file__).parents[3] / "infra" / "models" / "tiny24" / "generator"

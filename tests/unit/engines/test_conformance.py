@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import pytest
+
 from ramify.scheduler.engines.base import Engine, Finish, StepBatch
 from ramify.scheduler.engines.loop import EngineStats
 from ramify.scheduler.engines.simulated import SimulatedEngine, SimulatedParams
 from ramify.scheduler.errors import EngineError
-
 from tests.unit.engines.helpers import MODEL, PROBLEMS, STEP, Job, batch_of, collect, encode, needs_model, search
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+
 from ramify.scheduler.engines.base import Finish
 from ramify.scheduler.engines.onnx import OnnxEngine, OnnxParams
 from ramify.scheduler.errors import EngineError
-
 from tests.unit.engines.helpers import MODEL, PROBLEMS, STEP, Job, batch_of, collect, encode, needs_model, rows_of, search
 
 pytestmark = needs_model

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from ramify.scheduler.engines.base import Finish
 from ramify.scheduler.engines.columns import ResultsBuilder, concatenate, take_rows
 from ramify.scheduler.engines.kv_rows import KvRows
@@ -13,7 +14,6 @@ from ramify.scheduler.engines.registry import load_engine
 from ramify.scheduler.engines.sampling import sample, uniform
 from ramify.scheduler.engines.simulated import SimulatedEngine
 from ramify.scheduler.errors import EngineError
-
 from tests.unit.engines.helpers import MODEL, needs_model, rows_of
 
 LOGITS = np.random.default_rng(3).normal(size=24).astype(np.float32) * 2

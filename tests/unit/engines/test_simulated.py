@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from ramify.scheduler.engines.base import Finish
 from ramify.scheduler.engines.simulated import SimulatedEngine, SimulatedParams
 from ramify.scheduler.errors import EngineError
-
 from tests.unit.engines.helpers import STEP, Job, collect, search
 
 

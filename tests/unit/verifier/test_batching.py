@@ -5,10 +5,10 @@ from contextlib import asynccontextmanager
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from ramify.verifier.batching import Batcher
 from ramify.verifier.chains import Chain, ChainScores
 from ramify.verifier.errors import DeadlineError, ModelError, OverloadedError, UnavailableError
-
 from tests.unit.verifier.fakes import PATIENCE_S, FakeScorer, chain, expected, next_turn
 
 

@@ -1,4 +1,5 @@
 import pytest
+
 from ramify.verifier import client
 from ramify.verifier.chains import Chain
 from ramify.verifier.errors import InvalidRequestError

@@ -4,6 +4,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from ramify.verifier.errors import ProblemError
 from ramify.verifier.rules import RULES
 from ramify.verifier.rules.countdown import Puzzle, check_steps, is_solution, parse_problem

@@ -2,6 +2,7 @@ import socket
 from pathlib import Path
 
 import pytest
+
 from ramify.verifier.__main__ import main
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+from tokenizers import Tokenizer
+
 from ramify.verifier.backends.onnx import FILES, OnnxScorer, _row_scores
 from ramify.verifier.chains import Chain, ChainError
-from tokenizers import Tokenizer
 
 FOLDER = Path(__file__).parents[3] / "infra" / "models" / "tiny24" / "prm"
 

@@ -3,6 +3,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 from grpc.aio import AioRpcError, Metadata
+
 from ramify.v1 import verifier_service_pb2 as pb
 from ramify.verifier import errors
 from ramify.verifier.chains import ChainError

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ramify.process import until_stopped, write_ready_file
+from ramify.process import stop_event, write_ready_file
 from ramify.verifier.backends.base import Scorer
 from ramify.verifier.backends.rule import RuleScorer
 from ramify.verifier.batching import QUEUE_CHAINS_MAX
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _serve(options: argparse.Namespace) -> None:
-    stopped = asyncio.create_task(until_stopped(options.exit_with_stdin))
+    stop = stop_event(options.exit_with_stdin)
     server = VerifierServer(options.queue_chains_max)
     address = await server.start(options.listen)
     try:
@@ -55,7 +55,7 @@ async def _serve(options: argparse.Namespace) -> None:
         if options.ready_file:
             write_ready_file(options.ready_file, address)
         logger.info("serving %s on %s", ", ".join(scorer.name for scorer in scorers), address)
-        await stopped
+        await stop.wait()
         logger.info("stopping")
     finally:
         await server.stop()

@@ -6,6 +6,7 @@ from types import MappingProxyType
 import grpc
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
+
 from ramify.verifier import errors
 
 STATUS: Mapping[type[errors.VerifierError], grpc.StatusCode] = MappingProxyType(

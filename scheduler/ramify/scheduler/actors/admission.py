@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
 from ramify.scheduler.commands import NodeRows
 from ramify.scheduler.engines.base import ModelInfo
 from ramify.scheduler.events import Event, JobCancelled, TreesAdmitted
@@ -13,7 +15,6 @@ from ramify.scheduler.forest.ids import root_ids, tree_ids
 from ramify.scheduler.plan import JobPlan
 from ramify.scheduler.spec import plan_of
 from ramify.store.work import Claim, OpenJob, WaitingProblem, Work
-from tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
 

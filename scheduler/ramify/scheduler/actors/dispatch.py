@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+
 from ramify.scheduler.commands import Generate
 from ramify.scheduler.engines.base import ModelInfo, StepBatch, StepResults
 from ramify.scheduler.events import Event, StepsLost, StepsSampled

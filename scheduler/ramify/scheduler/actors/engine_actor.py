@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import ray
+
 from ramify.scheduler.actors.config import NAMESPACE, EngineConfig
 from ramify.scheduler.engines.base import Engine, ModelInfo, StepBatch, StepResults
 from ramify.scheduler.engines.registry import load_engine

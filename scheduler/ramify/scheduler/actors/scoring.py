@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
 from ramify.scheduler.commands import Chains, Check, Score
 from ramify.scheduler.events import AnswersChecked, Event, StepsLost, StepsScored
 from ramify.scheduler.plan import Verdict

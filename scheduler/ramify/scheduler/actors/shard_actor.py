@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+
 from ramify.scheduler.actors.config import NAMESPACE, SystemConfig
 from ramify.scheduler.actors.engine_actor import RayEngine
 from ramify.scheduler.actors.shell import Shell

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from ramify.scheduler.actors.admission import Admission
 from ramify.scheduler.actors.dispatch import Dispatcher, EngineHandle
 from ramify.scheduler.actors.scoring import Scoring
@@ -18,7 +20,6 @@ from ramify.store import segments
 from ramify.store.clock import now_ms
 from ramify.store.work import Claim, Work
 from ramify.verifier.client import VerifierClient
-from sqlalchemy.exc import SQLAlchemyError
 
 log = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@ import logging
 from typing import Any
 
 import ray
+
 from ramify.scheduler.actors.config import NAMESPACE, SystemConfig
 from ramify.scheduler.actors.engine_actor import RayEngine, start_engine
 from ramify.scheduler.actors.shard_actor import start_shard
@@ -30,7 +31,7 @@ class Supervisor:
         self._failures: dict[int, str] = {}
 
     def __repr__(self) -> str:
-        return f"ramify:supervisor {len(self._shards)} shards {len(self._engines)} engines"
+        return f"ramify:supervisor {self._config.shards} shards {len(self._config.engines)} engines"
 
     async def start(self) -> None:
         """Start everything; returns when jobs can be submitted. Raises what an engine or the verifier can't start for."""

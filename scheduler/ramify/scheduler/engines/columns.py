@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
 from ramify.scheduler.engines.base import Finish, StepBatch, StepParams, StepResults
 from ramify.scheduler.errors import EngineError
 

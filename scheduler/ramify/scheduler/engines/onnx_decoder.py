@@ -8,6 +8,7 @@ from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
+
 from ramify.scheduler.engines.base import Finish, StepBatch, StepParams, StepResults
 from ramify.scheduler.engines.columns import ResultsBuilder
 from ramify.scheduler.engines.kv_rows import KvRows

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
 from ramify.scheduler.engines.base import ModelInfo
 from ramify.scheduler.errors import EngineError
-from tokenizers import Tokenizer
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from pydantic import TypeAdapter, ValidationError
+
 from ramify.scheduler.engines.base import Engine
 from ramify.scheduler.errors import EngineError
 

@@ -6,6 +6,7 @@ rows there are.
 
 import numpy as np
 from numpy.typing import NDArray
+
 from ramify.scheduler.forest.ids import mix64
 
 F64 = NDArray[np.float64]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
 from ramify.scheduler.engines.base import Finish, ModelInfo, StepBatch, StepParams, StepResults
 from ramify.scheduler.engines.columns import take_rows
 from ramify.scheduler.engines.loop import Ended, EngineLoop, EngineStats

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
+from rich.text import Text
+
 from ramify.cli.bench.check import solves
 from ramify.cli.local import running
 from ramify.cli.output import make_console
@@ -13,8 +16,6 @@ from ramify.cli.watch import follow, summary
 from ramify.client import Client
 from ramify.local.models import tiny24
 from ramify.local.system import LocalConfig
-from rich.table import Table
-from rich.text import Text
 
 LIMITS: dict[str, int] = {"max_steps": 8, "max_step_tokens": 32}
 

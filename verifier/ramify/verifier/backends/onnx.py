@@ -22,9 +22,10 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+from tokenizers import Tokenizer
+
 from ramify.verifier.chains import NO_STEP, Chain, ChainError, ChainScores
 from ramify.verifier.errors import StartupError
-from tokenizers import Tokenizer
 
 DELIMITER = "\n"
 FILES = ("config.json", "model.onnx", "tokenizer.json")
