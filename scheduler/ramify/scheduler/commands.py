@@ -1,9 +1,13 @@
 """What a shard wants done. The shell carries it out and feeds the outcome back as events."""
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ramify.scheduler.forest.forest import Forest
+from ramify.scheduler.forest.segments import Rows
 from ramify.scheduler.plan import JobPlan
 
 
@@ -29,6 +33,18 @@ class Chains:
     node_id: NDArray[np.uint64]  # [R]
     problem: list[str]  # R
     steps: list[list[str]]  # R
+
+    @classmethod
+    def of(cls, forest: Forest, rows: Rows) -> Self:
+        """The chains that end in `rows` `[R]`."""
+        tree = forest.tree[rows]
+        return cls(
+            row=rows,
+            tree_id=forest.trees.tree_id[tree],
+            node_id=forest.node_id[rows],
+            problem=forest.texts(forest.trees.root[tree]),
+            steps=forest.step_texts(rows),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """What a commit holds: collected from the forest's dirty rows."""
 
 import numpy as np
+
 from ramify.scheduler.commands import Commit, JobDelta, NodeRows, ScoreRows, TreeResult
-from ramify.scheduler.forest.forest import NO_ROW, Dirty, Forest, TreeStatus, token_cost
+from ramify.scheduler.forest.forest import NO_ROW, Dirty, Forest, TreeStatus
 from ramify.scheduler.forest.segments import Rows
 from ramify.scheduler.plan import JobPlan
 
@@ -33,7 +34,7 @@ def collect(forest: Forest, plans: list[JobPlan], messages: dict[int, str], sequ
             JobDelta(
                 job_id=plans[index].job_id,
                 steps=len(nodes),
-                tokens=int(token_cost(forest.token_count[nodes], forest.finish[nodes]).sum()),
+                tokens=int(forest.token_count[nodes].sum(dtype=np.int64)),
                 results=results(forest, plans[index], messages, finished[plan_of_tree == index]),
             )
         )
@@ -69,11 +70,9 @@ def results(forest: Forest, plan: JobPlan, messages: dict[int, str], finished: R
     """The results of `finished` trees of one job."""
     trees = forest.trees
     answered = finished[trees.best[finished] != NO_ROW]
-    path, length = forest.paths(trees.best[answered])
-    texts, ends = forest.texts(path), np.cumsum(length).tolist()
     steps = {
-        tree: [text.removesuffix(plan.params.delimiter or "") for text in texts[end - count : end]]
-        for tree, end, count in zip(answered.tolist(), ends, length.tolist(), strict=True)
+        tree: [text.removesuffix(plan.params.delimiter or "") for text in texts]
+        for tree, texts in zip(answered.tolist(), forest.step_texts(trees.best[answered]), strict=True)
     }
     return [
         TreeResult(

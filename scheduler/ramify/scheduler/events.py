@@ -1,9 +1,12 @@
 """What can happen to a shard. Time, samples and scores all arrive as one of these; nothing else changes a shard."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ramify.scheduler.errors import IllegalEvent
 from ramify.scheduler.plan import JobPlan
 
 
@@ -91,3 +94,15 @@ class Tick:
 
 
 Event = TreesAdmitted | StepsSampled | StepsScored | StepsLost | AnswersChecked | Committed | JobCancelled | Tick
+
+
+def same_length(*columns: NDArray[Any]) -> None:
+    """Columns of one event must be of one length."""
+    if len({len(column) for column in columns}) > 1:
+        raise IllegalEvent("an event's columns differ in length")
+
+
+def holds(values: NDArray[Any], counts: NDArray[np.int32]) -> None:
+    """An event's runs must fill their arena."""
+    if (counts < 0).any() or int(counts.sum(dtype=np.int64)) != len(values):
+        raise IllegalEvent("an event's counts do not add up to its values")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
 from ramify.scheduler.commands import Command, Generate, NodeRows
 from ramify.scheduler.events import Event, StepsSampled
 from ramify.scheduler.forest.ids import mix64

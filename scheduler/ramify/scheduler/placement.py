@@ -2,6 +2,7 @@
 
 import numpy as np
 from numpy.typing import NDArray
+
 from ramify.scheduler.forest.ids import mix64
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from ramify.scheduler import commands, commits
 from ramify.scheduler.commands import Command
 from ramify.scheduler.engines.base import Finish
@@ -29,11 +30,12 @@ from ramify.scheduler.events import (
     StepsScored,
     Tick,
     TreesAdmitted,
+    holds,
+    same_length,
 )
 from ramify.scheduler.forest.forest import Dirty, Forest, Status, TreeStatus
-from ramify.scheduler.forest.ids import mix64
 from ramify.scheduler.forest.segments import Mask, Rows, segment_lengths, segment_starts
-from ramify.scheduler.forest.table import ranges
+from ramify.scheduler.forest.table import select
 from ramify.scheduler.plan import UNBOUNDED, JobPlan, Outcome, Verdict
 from ramify.scheduler.policies.answers import choose
 
@@ -99,6 +101,8 @@ class Shard:
         same_length(event.tree_id, event.problem, event.root_id, event.token_count, event.text_count)
         holds(event.tokens, event.token_count)
         holds(event.text, event.text_count)
+        if (event.token_count < 1).any() or len(np.unique(event.tree_id)) < len(event.tree_id):
+            raise IllegalEvent("TreesAdmitted holds an empty prompt, or a tree twice")
         known = self.forest.trees.tree_id[: self.forest.trees.size]
         new = ~np.isin(event.tree_id, known)
         trees = self.forest.admit(
@@ -163,7 +167,7 @@ class Shard:
         if not (event.length > 0).all():
             raise IllegalEvent("StepsScored holds a chain without scores; an unscorable chain has NaN")
         forest = self.forest
-        rows, known = self._locate(event.row, event.tree_id, event.node_id)
+        rows, known = forest.locate(event.row, event.tree_id, event.node_id)
         if (forest.status[rows] == Status.SAMPLING).any():
             raise IllegalEvent("StepsScored scores a node that is not sampled yet")
         if (forest.depth[rows] != event.length[known]).any():
@@ -176,26 +180,22 @@ class Shard:
         forest.score[path] = scores[unscored][first]
         last = np.cumsum(event.length[new]) - 1
         failed = np.isnan(scores[last])
-        forest.finish[rows[failed]] = Finish.ERROR
-        for changed in (path, rows[failed]):
-            forest.dirty[changed] |= np.where(forest.dirty[changed] & Dirty.NODE, 0, Dirty.SCORE).astype(np.uint8)
-        self._give_up(rows[failed], event.message)
+        self._score_changed(path)
+        self._unscorable(rows[failed], event.message)
         self._open(rows[~failed])
         return []
 
     def _lost(self, event: StepsLost) -> list[Command]:
         same_length(event.row, event.tree_id, event.node_id)
         forest = self.forest
-        rows, _ = self._locate(event.row, event.tree_id, event.node_id)
+        rows, _ = forest.locate(event.row, event.tree_id, event.node_id)
         rows = np.unique(rows[np.isin(forest.status[rows], (Status.SAMPLING, Status.SCORING)) & self._growing(rows)])
         forest.tries[rows] += 1
-        over = forest.tries[rows] >= self.limits.tries_max
-        forest.finish[rows[over]] = Finish.ERROR
-        forest.dirty[rows[over]] |= Dirty.NODE
-        self._give_up(rows[over], f"lost {self.limits.tries_max} times: {event.message}")
-        again = rows[~over]
-        sampling = forest.status[again] == Status.SAMPLING
-        return self._generate(again[sampling]) + self._score(again[~sampling])
+        over, sampling = forest.tries[rows] >= self.limits.tries_max, forest.status[rows] == Status.SAMPLING
+        message = f"lost {self.limits.tries_max} times: {event.message}"
+        self._unsampleable(rows[over & sampling], message)
+        self._unscorable(rows[over & ~sampling], message)
+        return self._generate(rows[~over & sampling]) + self._score(rows[~over & ~sampling])
 
     def _checked(self, event: AnswersChecked) -> list[Command]:
         same_length(event.tree_id, event.verdict)
@@ -230,6 +230,8 @@ class Shard:
             if plan.job_id == event.job_id:
                 mine = (trees.plan[: trees.size] == index) & (trees.status[: trees.size] != TreeStatus.COMMITTING)
                 trees.status[: trees.size][mine] = TreeStatus.FREE
+                for tree_id in trees.tree_id[: trees.size][mine].tolist():
+                    self.messages.pop(tree_id, None)
         return []
 
     def _tick(self, event: Tick) -> list[Command]:
@@ -310,7 +312,7 @@ class Shard:
         if not plan.checker or not len(best):
             return []
         t.status[answered] = TreeStatus.CHECKING
-        return [commands.Check(plan, self._chains(best))]
+        return [commands.Check(plan, commands.Chains.of(forest, best))]
 
     # --- commands ---------------------------------------------------------------------------------------------------
 
@@ -327,41 +329,13 @@ class Shard:
 
     def _score(self, rows: Rows) -> list[Command]:
         """Commands to score the chains that end in `rows`, one for each job."""
-        return [commands.Score(plan, self._chains(mine)) for plan, mine in self._by_plan(rows)]
+        return [commands.Score(plan, commands.Chains.of(self.forest, mine)) for plan, mine in self._by_plan(rows)]
 
     def _by_plan(self, rows: Rows) -> list[tuple[JobPlan, Rows]]:
         plan = self.forest.trees.plan[self.forest.tree[rows]]
         return [(self.plans[index], rows[plan == index]) for index in np.unique(plan).tolist()]
 
-    def _chains(self, rows: Rows) -> commands.Chains:
-        forest = self.forest
-        path, length = forest.paths(rows)
-        texts, ends = forest.texts(path), np.cumsum(length).tolist()
-        tree = forest.tree[rows]
-        return commands.Chains(
-            row=rows,
-            tree_id=forest.trees.tree_id[tree],
-            node_id=forest.node_id[rows],
-            problem=forest.texts(forest.trees.root[tree]),
-            steps=[texts[end - count : end] for end, count in zip(ends, length.tolist(), strict=True)],
-        )
-
     # --- nodes ------------------------------------------------------------------------------------------------------
-
-    def _locate(self, hint: Rows, tree_id: NDArray[np.uint64], node_id: NDArray[np.uint64]) -> tuple[Rows, NDArray[np.int64]]:
-        """Rows of the named nodes that are still here, and which of the names they answer."""
-        forest = self.forest
-        at = np.where((hint >= 0) & (hint < forest.size), hint, 0)
-        if forest.size == 0:
-            return at[:0], np.empty(0, np.int64)
-        right = (forest.node_id[at] == node_id) & (forest.trees.tree_id[forest.tree[at]] == tree_id)
-        if not right.all():  # rows were renumbered while the node was out
-            names = mix64(forest.trees.tree_id[forest.tree[: forest.size]], forest.node_id[: forest.size])
-            order = np.argsort(names)
-            place = np.searchsorted(names[order], mix64(tree_id, node_id))
-            at = order[np.minimum(place, forest.size - 1)]
-            right = (forest.node_id[at] == node_id) & (forest.trees.tree_id[forest.tree[at]] == tree_id)
-        return at[right].astype(np.int32), np.flatnonzero(right)
 
     def _growing(self, rows: Rows) -> Mask:
         return np.equal(self.forest.trees.status[self.forest.tree[rows]], TreeStatus.GROWING)
@@ -369,8 +343,8 @@ class Shard:
     def _waiting(
         self, hint: Rows, tree_id: NDArray[np.uint64], node_id: NDArray[np.uint64], status: Status
     ) -> tuple[Rows, NDArray[np.int64]]:
-        """Like `_locate`, of the nodes of growing trees in `status` alone, each of them once."""
-        rows, named = self._locate(hint, tree_id, node_id)
+        """Like `Forest.locate`, of the nodes of growing trees in `status` alone, each of them once."""
+        rows, named = self.forest.locate(hint, tree_id, node_id)
         waits = (self.forest.status[rows] == status) & self._growing(rows)
         rows, named = rows[waits], named[waits]
         _, first = np.unique(rows, return_index=True)
@@ -389,6 +363,25 @@ class Shard:
         for tree_id in self.forest.trees.tree_id[self.forest.tree[rows]].tolist():
             self.messages.setdefault(tree_id, message)
 
+    def _unsampleable(self, rows: Rows, message: str) -> None:
+        """No engine yields these steps: they become empty ones, the same that a replay would fill in."""
+        none, count = np.empty(0, np.int32), np.zeros(len(rows), np.int32)
+        error = np.full(len(rows), Finish.ERROR, np.uint8)
+        self.forest.fill(rows, none, count, none.astype(np.uint8), count, np.zeros(len(rows), np.float32), error)
+        self.forest.dirty[rows] = Dirty.NODE
+        self._give_up(rows, message)
+
+    def _unscorable(self, rows: Rows, message: str) -> None:
+        """The verifier has no score for the chains that end in these nodes."""
+        self.forest.finish[rows] = Finish.ERROR
+        self._score_changed(rows)
+        self._give_up(rows, message)
+
+    def _score_changed(self, rows: Rows) -> None:
+        """A step that is not written yet takes its score along; one that is must not be written, and paid, again."""
+        unwritten = self.forest.dirty[rows] & Dirty.NODE
+        self.forest.dirty[rows] |= np.where(unwritten, 0, Dirty.SCORE).astype(np.uint8)
+
     def _landed(self, rows: Rows) -> None:
         np.subtract.at(self.forest.trees.outstanding, self.forest.tree[rows], 1)
         self._touched.append(np.unique(self.forest.tree[rows]))
@@ -401,21 +394,3 @@ class Shard:
         used, plan = np.unique(self.forest.trees.plan[: self.forest.trees.size], return_inverse=True)
         self.plans = [self.plans[index] for index in used.tolist()]
         self.forest.trees.plan[: self.forest.trees.size] = plan
-
-
-def select(values: NDArray[Any], counts: Rows, which: NDArray[np.int64] | Mask) -> NDArray[Any]:
-    """The runs `which` of consecutive runs of `counts` values."""
-    starts = np.cumsum(counts, dtype=np.int64) - counts
-    return np.asarray(values[ranges(starts[which], counts[which])])
-
-
-def same_length(*columns: NDArray[Any]) -> None:
-    """Columns of one event must be of one length."""
-    if len({len(column) for column in columns}) > 1:
-        raise IllegalEvent("an event's columns differ in length")
-
-
-def holds(values: NDArray[Any], counts: Rows) -> None:
-    """An event's runs must fill their arena."""
-    if (counts < 0).any() or int(counts.sum(dtype=np.int64)) != len(values):
-        raise IllegalEvent("an event's counts do not add up to its values")

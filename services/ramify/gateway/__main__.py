@@ -4,48 +4,60 @@ import argparse
 import asyncio
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from ramify.gateway.errors import CannotListen
 from ramify.gateway.server import Gateway
-from ramify.process import until_stopped, write_ready_file
-from ramify.store.database import Database
+from ramify.process import stop_event, write_ready_file
+from ramify.store.database import EXAMPLES, Database
+from ramify.store.errors import CannotOpen
 
 log = logging.getLogger("ramify.gateway")
 
 GRACE_S = 2.0
+EXIT_STARTUP = 2
 
 
-def main() -> int:
-    """Run until SIGTERM or SIGINT; 0 after a stop, 2 if the address can't be had."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until SIGTERM or SIGINT. Returns the exit code: 0 after a stop, 2 if it cannot start."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        asyncio.run(_serve(options))
+    except (CannotListen, CannotOpen, OSError) as error:
+        print(f"ramify.gateway: {error}", file=sys.stderr)
+        return EXIT_STARTUP
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ramify.gateway", description="The gRPC job API over a store.")
-    parser.add_argument("--store", required=True, metavar="URL", help="e.g. sqlite+aiosqlite:////var/lib/ramify/state.db")
+    parser.add_argument("--store", required=True, metavar="URL", help=f"e.g. {EXAMPLES}")
     parser.add_argument("--listen", default="127.0.0.1:8700", metavar="HOST:PORT", help="port 0 takes a free one")
     parser.add_argument("--ready-file", type=Path, help="written once it serves: its address and pid, as JSON")
     parser.add_argument("--exit-with-stdin", action="store_true", help="stop when standard input ends")
     parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
-    options = parser.parse_args()
-    logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    return asyncio.run(serve(options))
+    return parser
 
 
-async def serve(options: argparse.Namespace) -> int:
-    """Serve until stopped."""
+async def _serve(options: argparse.Namespace) -> None:
+    stop = stop_event(options.exit_with_stdin)
     database = Database(options.store)
-    await database.migrate()
-    gateway = Gateway(database)
     try:
-        port = await gateway.start(options.listen)
-    except RuntimeError:
-        print(f"ramify.gateway: {options.listen} can't be had; is it taken? Give another one with --listen", file=sys.stderr)
-        return 2
-    address = f"{options.listen.rsplit(':', 1)[0]}:{port}"
-    if options.ready_file:
-        write_ready_file(options.ready_file, address)
-    log.info("serving on %s", address)
-    await until_stopped(options.exit_with_stdin)
-    await gateway.stop(GRACE_S)
-    await database.close()
-    return 0
+        await database.migrate()
+        gateway = Gateway(database)
+        address = f"{options.listen.rpartition(':')[0]}:{await gateway.start(options.listen)}"
+        try:
+            if options.ready_file:
+                write_ready_file(options.ready_file, address)
+            log.info("serving on %s", address)
+            await stop.wait()
+            log.info("stopping")
+        finally:
+            await gateway.stop(GRACE_S)
+    finally:
+        await database.close()
 
 
 if __name__ == "__main__":

@@ -5,15 +5,25 @@ from collections.abc import Sequence
 from ramify.gateway.errors import InvalidRequest, NotReady
 from ramify.scheduler.policies.knobs import KnobError, nearest
 from ramify.scheduler.spec import fill_search
-from ramify.store.jobs import ModelRow, NewProblem
+from ramify.store.jobs import ModelRow
+from ramify.store.uploads import NewProblem
 from ramify.v1 import job_pb2
 from ramify.verifier.errors import ProblemError
 from ramify.verifier.rules import RULES
 
 NAME_MAX = 200  # characters
 REQUEST_ID_MAX = 128
+ID_MAX = 512  # of a problem
 TEXT_MAX = 256 * 1024
 CHUNK_MAX = 10_000  # problems a message
+BUDGET_MAX = 2**48  # of anything: what is larger overruns the core's 64-bit columns, and is no bound anyway
+
+
+def check_request_id(request_id: str) -> None:
+    """Raises `InvalidRequest` for one that can't name a request."""
+    if not request_id:
+        raise InvalidRequest("request_id is missing in the first message; make one up, best a UUID, and repeat it on a retry")
+    _check_text("request_id", request_id, REQUEST_ID_MAX)
 
 
 def fill_spec(spec: job_pb2.JobSpec, models: Sequence[ModelRow]) -> job_pb2.JobSpec:
@@ -23,8 +33,7 @@ def fill_spec(spec: job_pb2.JobSpec, models: Sequence[ModelRow]) -> job_pb2.JobS
         InvalidRequest: names the field, what is wrong with it and what would be right.
         NotReady: the system has no models.
     """
-    if len(spec.name) > NAME_MAX:
-        raise InvalidRequest(f"spec.name has {len(spec.name)} characters, but at most {NAME_MAX} are allowed")
+    _check_text("spec.name", spec.name, NAME_MAX)
     generator = _model("generator", spec.generator, models)
     verifier = _model("verifier", spec.verifier, models)
     checker = _model("checker", spec.checker, models).name if spec.checker else ""
@@ -32,13 +41,14 @@ def fill_spec(spec: job_pb2.JobSpec, models: Sequence[ModelRow]) -> job_pb2.JobS
         search = fill_search(spec.search, generator.delimiter)
     except KnobError as error:
         raise InvalidRequest(f"spec.search: {error}") from error
-    for name in ("tokens_max", "tokens_per_problem_max", "seconds_max"):
-        if spec.budget.HasField(name) and getattr(spec.budget, name) == 0:  # type: ignore[arg-type]
-            raise InvalidRequest(f"spec.budget.{name} is 0: nothing could run; leave it out for no bound")
+    for name, value in spec.budget.ListFields():
+        if not 1 <= value <= BUDGET_MAX:
+            problem = "nothing could run" if value == 0 else f"at most {BUDGET_MAX} is allowed"
+            raise InvalidRequest(f"spec.budget.{name.name} is {value}: {problem}; leave it out for no bound")
     if spec.budget.HasField("tokens_per_problem_max") and spec.budget.tokens_per_problem_max < search.max_step_tokens:
         raise InvalidRequest(
             f"spec.budget.tokens_per_problem_max is {spec.budget.tokens_per_problem_max}, which does not pay for one step: "
-            f"a step may take max_step_tokens = {search.max_step_tokens}"
+            f"a step may take max_step_tokens = {search.max_step_tokens}; raise the one or lower the other"
         )
     return job_pb2.JobSpec(
         name=spec.name,
@@ -51,17 +61,15 @@ def fill_spec(spec: job_pb2.JobSpec, models: Sequence[ModelRow]) -> job_pb2.JobS
 
 
 def _model(role: str, name: str, models: Sequence[ModelRow]) -> ModelRow:
-    known = [model for model in models if model.role == role]
-    if not known:
-        raise NotReady(f"the system has no {role} yet; start it with `ramify up`, or wait until it is ready")
+    if not models:
+        raise NotReady("the system has no models yet; start it with `ramify up`, or wait until it is ready")
+    known = {model.name: model for model in models if model.role == role}
+    if name in known:
+        return known[name]
     if not name and len(known) == 1:
-        return known[0]
-    found = next((model for model in known if model.name == name), None)
-    if found is None:
-        names = [model.name for model in known]
-        what = f"unknown {role} {name!r}{nearest(name, names)}" if name else f"spec.{role} is missing"
-        raise InvalidRequest(f"{what}; this system has {', '.join(names)}")
-    return found
+        return next(iter(known.values()))
+    what = f"spec.{role} is {name!r}, which is unknown{nearest(name, list(known))}" if name else f"spec.{role} is missing"
+    raise InvalidRequest(f"{what}; this system has {', '.join(known) or f'no {role}'}")
 
 
 def check_budget(spec: job_pb2.JobSpec, problems_total: int) -> None:
@@ -70,7 +78,7 @@ def check_budget(spec: job_pb2.JobSpec, problems_total: int) -> None:
     if spec.budget.HasField("tokens_max") and spec.budget.tokens_max < need:
         raise InvalidRequest(
             f"spec.budget.tokens_max is {spec.budget.tokens_max}, but {problems_total} problems of at least one step of "
-            f"max_step_tokens = {spec.search.max_step_tokens} need {need}"
+            f"max_step_tokens = {spec.search.max_step_tokens} need {need}; raise the one or lower the other"
         )
 
 
@@ -91,8 +99,12 @@ def check_problems(
         prompt = problem.text
         if not prompt.strip():
             raise InvalidRequest(f"problem {index} has no text")
-        if len(prompt) > TEXT_MAX:
-            raise InvalidRequest(f"problem {index} has {len(prompt)} characters, but at most {TEXT_MAX} are allowed")
+        for name, text, most in (
+            ("text", prompt, TEXT_MAX),
+            ("reference", problem.reference, TEXT_MAX),
+            ("id", problem.id, ID_MAX),
+        ):
+            _check_text(f"the {name} of problem {index}", text, most)
         for rule in rules:
             try:
                 prompt = rule.normalise_problem(prompt)
@@ -100,3 +112,10 @@ def check_problems(
                 raise InvalidRequest(f"problem {index}: {error}") from error
         found.append(NewProblem(problem, prompt))
     return found
+
+
+def _check_text(name: str, text: str, most: int) -> None:
+    if len(text) > most:
+        raise InvalidRequest(f"{name} has {len(text)} characters, but at most {most} are allowed")
+    if "\0" in text:
+        raise InvalidRequest(f"{name} holds the character NUL, which no database keeps: take it out")

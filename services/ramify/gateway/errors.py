@@ -1,8 +1,23 @@
 """Errors of the gateway, and the one table from errors to gRPC status."""
 
-import grpc
+from collections.abc import Mapping
+from types import MappingProxyType
 
-from ramify.store.errors import Conflict, Fenced, JobNotFound, ProblemNotFound, StoreError, UploadError
+import grpc
+from google.rpc import status_pb2
+from grpc_status import rpc_status
+from sqlalchemy.exc import SQLAlchemyError
+
+from ramify.store.errors import (
+    CannotOpen,
+    Conflict,
+    Fenced,
+    JobNotFound,
+    ProblemNotFound,
+    StoreError,
+    UploadEnded,
+    UploadError,
+)
 
 
 class GatewayError(Exception):
@@ -17,24 +32,58 @@ class NotReady(GatewayError):
     """The system has no model yet: it is starting, or `ramify up` does not run."""
 
 
-class TooManyWatches(GatewayError):
-    """More open watches than the gateway bears."""
+class TooManyCalls(GatewayError):
+    """More open calls of a kind than the gateway bears."""
 
 
-STATUS: dict[type[Exception], grpc.StatusCode] = {
-    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
-    UploadError: grpc.StatusCode.INVALID_ARGUMENT,
-    JobNotFound: grpc.StatusCode.NOT_FOUND,
-    ProblemNotFound: grpc.StatusCode.NOT_FOUND,
-    Conflict: grpc.StatusCode.ALREADY_EXISTS,
-    NotReady: grpc.StatusCode.UNAVAILABLE,
-    TooManyWatches: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    Fenced: grpc.StatusCode.INTERNAL,  # a gateway holds no slots
-    StoreError: grpc.StatusCode.INTERNAL,
-    GatewayError: grpc.StatusCode.INTERNAL,
-}
+class UploadIdle(GatewayError):
+    """An upload has brought nothing for too long."""
 
 
-def status_of(error: Exception) -> grpc.StatusCode:
-    """The status that tells of an error; INTERNAL for what no table foresees."""
-    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), grpc.StatusCode.INTERNAL)
+class Stopping(GatewayError):
+    """The gateway stops; another one, or the next one, goes on."""
+
+
+class CannotListen(GatewayError):
+    """The address can't be had; the operator's fault."""
+
+
+STATUS: Mapping[type[Exception], grpc.StatusCode] = MappingProxyType(
+    {
+        InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+        UploadError: grpc.StatusCode.INVALID_ARGUMENT,
+        JobNotFound: grpc.StatusCode.NOT_FOUND,
+        ProblemNotFound: grpc.StatusCode.NOT_FOUND,
+        Conflict: grpc.StatusCode.ALREADY_EXISTS,
+        UploadEnded: grpc.StatusCode.ABORTED,
+        NotReady: grpc.StatusCode.UNAVAILABLE,
+        UploadIdle: grpc.StatusCode.UNAVAILABLE,  # which clients answer by taking the upload up again
+        Stopping: grpc.StatusCode.UNAVAILABLE,
+        TooManyCalls: grpc.StatusCode.RESOURCE_EXHAUSTED,
+        SQLAlchemyError: grpc.StatusCode.UNAVAILABLE,  # the database is down, full or too busy
+        # These have no caller: a gateway holds no slots, and does not serve before it listens and its store is open.
+        Fenced: grpc.StatusCode.INTERNAL,
+        CannotListen: grpc.StatusCode.INTERNAL,
+        CannotOpen: grpc.StatusCode.INTERNAL,
+        GatewayError: grpc.StatusCode.INTERNAL,
+        StoreError: grpc.StatusCode.INTERNAL,
+    }
+)
+"""Every error. One that is not here, a subclass of ours or a stranger, has its nearest base's status, or INTERNAL."""
+
+
+def status_of(error: Exception) -> grpc.Status:
+    """The status, as code, message and google.rpc.Status, that tells a caller of an error."""
+    code = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), grpc.StatusCode.INTERNAL)
+    number: int = code.value[0]
+    status: grpc.Status = rpc_status.to_status(status_pb2.Status(code=number, message=_message(error)))
+    return status
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, GatewayError | StoreError):
+        return str(error)
+    # Others' messages hold statements and addresses that are no caller's business.
+    if isinstance(error, SQLAlchemyError):
+        return "the store does not answer: try again; the gateway's log says more"
+    return "the gateway failed at this call; its log says more"

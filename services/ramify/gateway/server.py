@@ -1,63 +1,70 @@
-"""The gateway's process: plain grpc.aio with standard health and reflection."""
+"""The gateway's server: plain grpc.aio with standard health and reflection."""
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from ramify.gateway.errors import GatewayError, status_of
+from ramify.gateway.errors import CannotListen, GatewayError, status_of
+from ramify.gateway.limits import GatewayLimits
 from ramify.gateway.service import JobService
 from ramify.store.database import Database
 from ramify.store.errors import StoreError
-from ramify.store.jobs import Jobs
 from ramify.v1 import job_service_pb2
 from ramify.v1.job_service_pb2_grpc import add_JobServiceServicer_to_server
 
 log = logging.getLogger(__name__)
 
 SERVICE = job_service_pb2.DESCRIPTOR.services_by_name["JobService"].full_name
-MESSAGE_BYTES_MAX = 16 * 1024 * 1024
 CALLS_MAX = 4096
+
+OPTIONS = (
+    ("grpc.max_receive_message_length", 4 << 20),  # as the proto says; a tree that is sent may be larger
+    ("grpc.so_reuseport", 0),  # a second gateway on the port is a mistake and must not go unseen
+    # A client that vanished without a word must not hold its calls for gRPC's two hours.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # A connection without calls is closed after this; clients open a new one without that anybody sees it.
+    ("grpc.max_connection_idle_ms", 30 * 60_000),
+)
 
 
 class Gateway:
     """A gRPC server over one store."""
 
-    def __init__(self, database: Database) -> None:
-        self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(
-            interceptors=[ErrorInterceptor()],
-            options=[
-                ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-                ("grpc.max_send_message_length", 4 * MESSAGE_BYTES_MAX),
-                ("grpc.so_reuseport", 0),  # a second gateway on the port is a mistake and must not go unseen
-            ],
-            maximum_concurrent_rpcs=CALLS_MAX,
-        )
-        add_JobServiceServicer_to_server(JobService(Jobs(database)), self._server)
+    def __init__(self, database: Database, limits: GatewayLimits | None = None) -> None:
+        self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue] - set at run time
+        self._service = JobService(database, limits or GatewayLimits())
+        self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=OPTIONS, maximum_concurrent_rpcs=CALLS_MAX)
+        add_JobServiceServicer_to_server(self._service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
     async def start(self, listen: str) -> int:
-        """Listen on `host:port` (port 0: any); returns the port. Raises RuntimeError if it is taken."""
-        port = self._server.add_insecure_port(listen)
+        """Listen on `host:port` (port 0: any); returns the port. Raises `CannotListen`."""
+        try:
+            port = self._server.add_insecure_port(listen)
+        except RuntimeError as error:
+            raise CannotListen(f"{listen} can't be had; is it taken? Give another one with --listen HOST:PORT") from error
         await self._server.start()
         for name in ("", SERVICE):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         return port
 
     async def stop(self, grace_s: float) -> None:
-        """Take no more calls; those that are open have `grace_s` seconds."""
+        """Take no more calls; end watches and uploads that wait, so that their clients go on elsewhere; others have `grace_s`."""
         await self._health.enter_graceful_shutdown()
+        self._service.stop()
         await self._server.stop(grace_s)
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns our errors into their gRPC status; the table is in `errors`."""
+    """Turns errors into their gRPC status; the table is in `errors`."""
 
     async def intercept_service(
         self,
@@ -68,23 +75,34 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or not handler_call_details.method.startswith(f"/{SERVICE}/"):
             return handler
-        if handler.response_streaming:
+        if not handler.response_streaming:
 
-            async def stream(request: Any, context: Any) -> Any:
-                inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
+            async def unary(request: Any, context: Any) -> Any:
                 try:
-                    async for response in inner(request, context):
-                        yield response
-                except (GatewayError, StoreError) as error:
-                    await context.abort(status_of(error), str(error))
+                    return await handler.unary_unary(request, context)
+                except Exception as error:
+                    await _abort(context, error)
 
-            kind = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
-            return kind(stream, handler.request_deserializer, handler.response_serializer)
+            return grpc.unary_unary_rpc_method_handler(unary, handler.request_deserializer, handler.response_serializer)
 
-        async def unary(request: Any, context: Any) -> Any:
+        inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
+
+        async def stream(request: Any, context: Any) -> None:
+            # No generator, but one that is closed here: so a call that its client has left frees what it holds at once,
+            # not when the garbage is collected.
             try:
-                return await handler.unary_unary(request, context)
-            except (GatewayError, StoreError) as error:
-                await context.abort(status_of(error), str(error))
+                async with aclosing(inner(request, context)) as responses:
+                    async for response in responses:
+                        await context.write(response)
+            except Exception as error:
+                await _abort(context, error)
 
-        return grpc.unary_unary_rpc_method_handler(unary, handler.request_deserializer, handler.response_serializer)
+        kind = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+        return kind(stream, handler.request_deserializer, handler.response_serializer)
+
+
+async def _abort(context: Any, error: Exception) -> None:
+    if not isinstance(error, GatewayError | StoreError):
+        log.error("a call failed", exc_info=error)
+    status = status_of(error)
+    await context.abort(status.code, status.details, status.trailing_metadata)

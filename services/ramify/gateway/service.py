@@ -1,140 +1,184 @@
 """JobService: a stateless layer over the store. Submitting is an insert; watching is a read."""
 
 import asyncio
-import binascii
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import AsyncIterator
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import grpc
+import numpy as np
 
-from ramify.gateway.admission import REQUEST_ID_MAX, check_budget, check_problems, fill_spec
-from ramify.gateway.errors import InvalidRequest, TooManyWatches
+from ramify.gateway.admission import check_budget, check_problems, check_request_id, fill_spec
+from ramify.gateway.errors import InvalidRequest, Stopping, TooManyCalls, UploadIdle
+from ramify.gateway.limits import GatewayLimits
+from ramify.gateway.pages import page_size, read_token, token
 from ramify.gateway.trees import tree_message
+from ramify.gateway.watching import Pulse
 from ramify.scheduler.forest.ids import root_ids
-from ramify.store.errors import StoreError
-from ramify.store.jobs import FINAL, Jobs
+from ramify.store.database import Database
+from ramify.store.errors import UploadError
+from ramify.store.jobs import Jobs
+from ramify.store.rows import FINAL
+from ramify.store.uploads import Chunk, NewProblem, Uploads
 from ramify.v1 import job_pb2, job_service_pb2
 from ramify.v1.job_service_pb2_grpc import JobServiceServicer
 
-import numpy as np
-
-Context = grpc.aio.ServicerContext[object, object]
-
-POLL_S = 0.1  # how far a watch may lag behind a commit
-WATCHES_MAX = 1000
-INDEX_MAX = 2**62
+# A string, for only the stubs know that it is generic.
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class JobService(JobServiceServicer):
     """See the module and `job_service.proto`."""
 
-    def __init__(self, jobs: Jobs) -> None:
-        self.jobs = jobs
-        self._watches = 0
+    def __init__(self, database: Database, limits: GatewayLimits) -> None:
+        self._jobs, self._uploads = Jobs(database), Uploads(database)
+        self._limits = limits
+        self._pulse = Pulse(self._jobs, limits.poll_s)
+        self._open_uploads = Places("uploads", limits.uploads_max)
+        self._open_watches = Places("watches", limits.watches_max)
+        self._awaited: set[asyncio.Timeout] = set()  # uploads whose next message is not there yet
+        self._stopping = False
+
+    def stop(self) -> None:
+        """End the calls that would stay open by themselves."""
+        self._stopping = True
+        self._pulse.stop()
+        for wait in self._awaited:
+            wait.reschedule(asyncio.get_running_loop().time())
 
     async def CreateJob(  # noqa: N802
         self, request_iterator: AsyncIterator[job_service_pb2.CreateJobRequest], context: Context
     ) -> AsyncIterator[job_service_pb2.CreateJobResponse]:
         """See `job_service.proto`."""
+        call = secrets.token_hex(16)
         job: job_pb2.Job | None = None
-        async for request in request_iterator:
-            try:
-                job = await self._receive(job, request)
-            except (InvalidRequest, StoreError) as error:
-                # What is wrong with a problem stays wrong: nothing half-done is left behind. A conflict is another
-                # matter: it says that the job belongs to somebody else's request.
-                if job is not None and isinstance(error, InvalidRequest):
-                    await self.jobs.discard(job.job_id)
-                raise
-            yield job_service_pb2.CreateJobResponse(job=job, problems_received=job.progress.problems_total)
+        with self._open_uploads.one():
+            while (request := await self._next(request_iterator)) is not None:
+                try:
+                    job = await (self._append(job, request, call) if job is not None else self._create(request, call))
+                except (InvalidRequest, UploadError):
+                    # What is wrong with a problem stays wrong: nothing half-done is left behind. Any other error leaves an
+                    # upload that can go on.
+                    if job is not None:
+                        await self._uploads.discard(job.job_id, call)
+                    raise
+                yield job_service_pb2.CreateJobResponse(job=job, problems_received=job.progress.problems_total)
         if job is None:
             raise InvalidRequest("the call brought no message; the first one carries request_id and spec")
 
-    async def _receive(self, job: job_pb2.Job | None, request: job_service_pb2.CreateJobRequest) -> job_pb2.Job:
-        models = await self.jobs.models()
-        if job is None:
-            if not 1 <= len(request.request_id) <= REQUEST_ID_MAX:
-                raise InvalidRequest(f"request_id must have 1 to {REQUEST_ID_MAX} characters; a UUID is best")
-            spec = fill_spec(request.spec, models)
-            check_problems(request.problems, request.offset, spec, models)  # before a job is made for them
-            job = await self.jobs.create(request.request_id, request.spec, spec)
-        if not request.problems and not request.last:
-            return job
-        if request.offset > INDEX_MAX:
-            raise InvalidRequest(f"offset is {request.offset}, which no job reaches")
-        chunk = check_problems(request.problems, request.offset, job.spec, models)
+    async def _next(self, requests: AsyncIterator[job_service_pb2.CreateJobRequest]) -> job_service_pb2.CreateJobRequest | None:
+        try:
+            async with asyncio.timeout(0 if self._stopping else self._limits.upload_idle_s) as wait:
+                self._awaited.add(wait)
+                try:
+                    return await anext(requests, None)
+                finally:
+                    self._awaited.discard(wait)
+        except TimeoutError:
+            go_on = "go on with a new call with the same request_id"
+            if self._stopping:
+                raise Stopping(f"this gateway is stopping: {go_on}") from None
+            raise UploadIdle(f"the upload has brought nothing for {self._limits.upload_idle_s:g} s: {go_on}") from None
+
+    async def _create(self, request: job_service_pb2.CreateJobRequest, call: str) -> job_pb2.Job:
+        check_request_id(request.request_id)
+        job = await self._uploads.find(request.request_id, request.spec)
+        # A job that is there keeps its spec, whatever the models of today.
+        spec = job.spec if job is not None else fill_spec(request.spec, await self._jobs.models())
+        chunk = await self._chunk(request, spec, job)
+        return await self._uploads.create(request.request_id, request.spec, spec, chunk, call)
+
+    async def _append(self, job: job_pb2.Job, request: job_service_pb2.CreateJobRequest, call: str) -> job_pb2.Job:
+        if request.request_id not in ("", job.request_id):
+            raise InvalidRequest(f"request_id {request.request_id!r} is another job's: make a call for each job")
+        return await self._uploads.append(job.job_id, await self._chunk(request, job.spec, job), call)
+
+    async def _chunk(self, request: job_service_pb2.CreateJobRequest, spec: job_pb2.JobSpec, job: job_pb2.Job | None) -> Chunk:
+        if job is not None and job.state != job_pb2.JOB_STATE_UPLOADING:
+            # The store only compares with what it has; and a repeated request must not fail for models that have gone.
+            return Chunk(request.offset, [NewProblem(problem, "") for problem in request.problems], request.last)
+        problems = check_problems(request.problems, request.offset, spec, await self._jobs.models())
         if request.last:
-            check_budget(job.spec, max(job.progress.problems_total, request.offset + len(chunk)))
-        return await self.jobs.append(job.job_id, request.offset, chunk, request.last)
+            received = job.progress.problems_total if job is not None else 0
+            check_budget(spec, request.offset + len(problems) if problems else received)
+        return Chunk(request.offset, problems, request.last)
 
     async def GetJob(self, request: job_service_pb2.GetJobRequest, context: Context) -> job_service_pb2.GetJobResponse:  # noqa: N802
         """See `job_service.proto`."""
-        return job_service_pb2.GetJobResponse(job=await self.jobs.get(request.job_id))
+        return job_service_pb2.GetJobResponse(job=await self._jobs.get(request.job_id))
 
     async def ListJobs(self, request: job_service_pb2.ListJobsRequest, context: Context) -> job_service_pb2.ListJobsResponse:  # noqa: N802
         """See `job_service.proto`."""
-        before = read_token(request.page_token) if request.page_token else None
-        found, following = await self.jobs.page(page_size(request.page_size, 50), before, request.state)
-        return job_service_pb2.ListJobsResponse(jobs=found, next_page_token=token(following))
+        if request.state not in job_pb2.JobState.values():
+            names = ", ".join(job_pb2.JobState.keys()[1:])
+            raise InvalidRequest(f"state is {request.state}, which this version doesn't know; it knows {names}")
+        before = read_token("jobs", request.page_token)
+        found, following = await self._jobs.page(page_size(request.page_size, 50), before, request.state)
+        return job_service_pb2.ListJobsResponse(jobs=found, next_page_token=token("jobs", following))
 
     async def CancelJob(self, request: job_service_pb2.CancelJobRequest, context: Context) -> job_service_pb2.CancelJobResponse:  # noqa: N802
         """See `job_service.proto`."""
-        return job_service_pb2.CancelJobResponse(job=await self.jobs.cancel(request.job_id))
+        return job_service_pb2.CancelJobResponse(job=await self._jobs.cancel(request.job_id))
 
     async def WatchJob(  # noqa: N802
         self, request: job_service_pb2.WatchJobRequest, context: Context
     ) -> AsyncIterator[job_service_pb2.WatchJobResponse]:
         """See `job_service.proto`."""
-        if self._watches >= WATCHES_MAX:
-            raise TooManyWatches(f"this gateway holds {WATCHES_MAX} watches, which is its bound: try again later")
-        cursor, state = min(request.cursor, INDEX_MAX), 0
-        self._watches += 1
-        try:
-            while state not in FINAL:
-                for event in await self.jobs.history(request.job_id, cursor):
+        cursor = request.cursor
+        with self._open_watches.one():
+            history = await self._jobs.history(request.job_id, cursor)
+            if cursor > history.cursor:
+                raise InvalidRequest(
+                    f"cursor is {cursor}, but the history of job {request.job_id} ends at {history.cursor}: "
+                    "give the last one that you saw, or 0 for the whole history"
+                )
+            while True:
+                for event in history.events:
                     yield job_service_pb2.WatchJobResponse(event=event)
-                    cursor, state = event.cursor, event.state
+                    cursor = event.cursor
+                if cursor < history.cursor:  # more than one read brings
+                    history = await self._jobs.history(request.job_id, cursor)
+                elif history.state in FINAL:
+                    return
                 else:
-                    job = await self.jobs.get(request.job_id)
-                    ended = job.state in FINAL and not await self.jobs.history(request.job_id, cursor, limit=1)
-                    state = job.state if ended else state
-                    await asyncio.sleep(0 if ended else POLL_S)
-        finally:
-            self._watches -= 1
+                    history = await self._pulse.beyond(request.job_id, cursor)
 
     async def ListResults(  # noqa: N802
         self, request: job_service_pb2.ListResultsRequest, context: Context
     ) -> job_service_pb2.ListResultsResponse:
         """See `job_service.proto`."""
-        after = read_token(request.page_token) if request.page_token else -1
-        found, following = await self.jobs.results(request.job_id, page_size(request.page_size, 100), after)
-        return job_service_pb2.ListResultsResponse(results=found, next_page_token=token(following))
+        after = read_token("results", request.page_token)
+        size = page_size(request.page_size, 100)
+        found, following = await self._jobs.results(request.job_id, size, -1 if after is None else after)
+        return job_service_pb2.ListResultsResponse(results=found, next_page_token=token("results", following))
 
     async def GetTree(self, request: job_service_pb2.GetTreeRequest, context: Context) -> job_service_pb2.GetTreeResponse:  # noqa: N802
         """See `job_service.proto`."""
-        job, problem, result, nodes = await self.jobs.tree(request.job_id, min(request.problem_index, INDEX_MAX))
-        root = root_ids(job.spec.search.seed, np.array([request.problem_index], np.int64))
-        tree = tree_message(nodes, int(root[0]))
-        tree.job_id, tree.problem_index = job.job_id, request.problem_index
-        tree.problem.CopyFrom(problem)
-        if result is not None:
-            tree.result.CopyFrom(result)
+        found = await self._jobs.tree(request.job_id, request.problem_index)
+        root = int(root_ids(found.job.spec.search.seed, np.array([request.problem_index], np.int64))[0])
+        # In a thread: a large tree takes seconds, and would hold up every other call.
+        tree = await asyncio.to_thread(tree_message, found.nodes, root)
+        tree.job_id, tree.problem_index = found.job.job_id, request.problem_index
+        tree.problem.CopyFrom(found.problem)
+        if found.result is not None:
+            tree.result.CopyFrom(found.result)
         return job_service_pb2.GetTreeResponse(tree=tree)
 
 
-def page_size(asked: int, default: int) -> int:
-    """The size of a page, within its bound."""
-    return min(asked or default, 1000)
+class Places:
+    """Bounds the open calls of one kind."""
 
+    def __init__(self, what: str, most: int) -> None:
+        self._what, self._most, self._taken = what, most, 0
 
-def token(place: int | None) -> str:
-    """A page token; empty where there is no further page."""
-    return "" if place is None else urlsafe_b64encode(str(place).encode()).decode()
-
-
-def read_token(text: str) -> int:
-    """The place that a page token names. Raises `InvalidRequest`."""
-    try:
-        return int(urlsafe_b64decode(text.encode()))
-    except (ValueError, binascii.Error) as error:
-        raise InvalidRequest(f"page_token {text!r} is none of ours: leave it empty for the first page") from error
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Holds a place. Raises `TooManyCalls`."""
+        if self._taken >= self._most:
+            raise TooManyCalls(f"this gateway holds {self._most} open {self._what}, which is its bound: try again later")
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1

@@ -2,7 +2,11 @@
 
 
 class StoreError(Exception):
-    """Base of every error that the store raises."""
+    """Base of every error that the store raises. What the database itself fails with comes through as `SQLAlchemyError`."""
+
+
+class CannotOpen(StoreError):
+    """The store's URL is wrong, or nothing that we can work with is there; the operator's fault."""
 
 
 class JobNotFound(StoreError):
@@ -19,6 +23,10 @@ class Conflict(StoreError):
 
 class UploadError(StoreError):
     """A chunk that doesn't fit the upload as it stands; the caller's fault."""
+
+
+class UploadEnded(StoreError):
+    """The upload was cancelled, undone by another call or expired while this call was at it."""
 
 
 class Fenced(StoreError):

@@ -39,6 +39,8 @@ jobs = Table(
     Column("tokens", BigInteger, nullable=False, default=0),
     Column("cursor", BigInteger, nullable=False, default=0),  # of the job's last event
     Column("segment_floor", BigInteger, nullable=False, default=0),  # no segment up to this one holds a step of the job
+    Column("uploader", String(32), nullable=False),  # the call that brought the latest problems: it alone may undo the upload
+    Column("touched_ms", BigInteger, nullable=False),  # latest sign of life of the upload
     Column("created_ms", BigInteger, nullable=False),
     Column("started_ms", BigInteger),
     Column("finished_ms", BigInteger),

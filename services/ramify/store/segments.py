@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from ramify.scheduler.engines.base import Finish
 from ramify.scheduler.forest.ids import mix64
 from ramify.scheduler.forest.table import ranges
 
-PLAIN = {
+PLAIN: dict[str, Any] = {
     "tree_id": np.uint64,
     "node_id": np.uint64,
     "parent_id": np.uint64,
@@ -24,15 +25,20 @@ PLAIN = {
     "score": np.float32,
     "finish": np.uint8,
 }
-SCORES = {"tree_id": np.uint64, "node_id": np.uint64, "score": np.float32}
+SCORES: dict[str, Any] = {"tree_id": np.uint64, "node_id": np.uint64, "score": np.float32}
+_NOTHING: dict[str, Any] = {name: np.empty(0, dtype) for name, dtype in PLAIN.items()}
+NO_STEPS = NodeRows(
+    **_NOTHING,
+    tokens=np.empty(0, np.int32),
+    token_count=np.empty(0, np.int32),
+    text=np.empty(0, np.uint8),
+    text_count=np.empty(0, np.int32),
+)
 
 
 def encode_nodes(nodes: NodeRows) -> bytes:
     """One IPC stream of R steps; tokens and text are lists of each row."""
-    columns: dict[str, pa.Array] = {name: pa.array(getattr(nodes, name)) for name in PLAIN}
-    columns["tokens"] = pa.ListArray.from_arrays(pa.array(offsets(nodes.token_count)), pa.array(nodes.tokens))
-    columns["text"] = pa.ListArray.from_arrays(pa.array(offsets(nodes.text_count)), pa.array(nodes.text))
-    return _encode(pa.table(columns))
+    return _encode(pa.table(_columns(nodes)))
 
 
 def encode_scores(scores: ScoreRows) -> bytes:
@@ -41,7 +47,7 @@ def encode_scores(scores: ScoreRows) -> bytes:
 
 
 def decode(found: Iterable[tuple[pa.Table, pa.Table]]) -> NodeRows:
-    """All steps of some segments (see `of_trees`), in the order in which they were committed, with the last that is known of each.
+    """All steps of some segments, in the order of their commits, with the last that is known of each; see `of_trees`.
 
     A step that was committed twice counts once, as it was first. A score that came in a later commit is put in its place; if
     it is NaN, the step could not be scored and its finish becomes ERROR.
@@ -69,19 +75,15 @@ def decode(found: Iterable[tuple[pa.Table, pa.Table]]) -> NodeRows:
 
 def of_trees(nodes: bytes, scores: bytes, wanted: NDArray[np.uint64]) -> tuple[pa.Table, pa.Table]:
     """One segment's steps and scores, cut to those of the trees `wanted` `[T]`."""
-    tables = (_read(nodes), _read(scores))
     keep = pa.array(wanted)
-    return tuple(table.filter(pc.is_in(table["tree_id"], value_set=keep)) for table in tables)  # type: ignore[return-value]
+    steps, later = (table.filter(pc.is_in(table["tree_id"], value_set=keep)) for table in (_read(nodes), _read(scores)))
+    return steps, later
 
 
 def concat(parts: Sequence[NodeRows]) -> NodeRows:
     """The steps of several reads, one after the other."""
-    return NodeRows(
-        **{
-            field.name: np.concatenate([getattr(part, field.name) for part in (*parts, _nodes([]))])
-            for field in fields(NodeRows)
-        }
-    )
+    names = [field.name for field in fields(NodeRows)]
+    return NodeRows(**{name: np.concatenate([getattr(part, name) for part in (NO_STEPS, *parts)]) for name in names})
 
 
 def take(nodes: NodeRows, rows: NDArray[np.int64]) -> NodeRows:
@@ -103,6 +105,14 @@ def offsets(counts: NDArray[np.int32]) -> NDArray[np.int32]:
     return np.concatenate((np.zeros(1, np.int32), np.cumsum(counts, dtype=np.int32)))
 
 
+def _columns(nodes: NodeRows) -> dict[str, Any]:
+    columns: dict[str, Any] = {name: pa.array(getattr(nodes, name)) for name in PLAIN}
+    for name, values, counts in (("tokens", nodes.tokens, nodes.token_count), ("text", nodes.text, nodes.text_count)):
+        starts: Any = pa.array(offsets(counts))
+        columns[name] = pa.ListArray.from_arrays(starts, pa.array(values))
+    return columns
+
+
 def _encode(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
@@ -115,24 +125,22 @@ def _read(body: bytes) -> pa.Table:
         return reader.read_all()
 
 
-def _column(table: pa.Table, name: str) -> NDArray[np.generic]:
-    return table[name].combine_chunks().to_numpy(zero_copy_only=False)
+def _column(table: pa.Table, name: str) -> Any:
+    return table[name].to_numpy()
 
 
-def _nodes(tables: list[pa.Table]) -> NodeRows:
-    if not tables:
-        empty = {name: np.empty(0, dtype) for name, dtype in PLAIN.items()}
-        none = np.empty(0, np.int32)
-        return NodeRows(**empty, tokens=none, token_count=none, text=np.empty(0, np.uint8), text_count=none)
-    table = pa.concat_tables(tables).combine_chunks()
-    plain = {name: _column(table, name).copy() for name in PLAIN}
+def _nodes(tables: Sequence[pa.Table]) -> NodeRows:
+    table = pa.concat_tables(tables) if tables else pa.table(_columns(NO_STEPS))
+    plain = {name: _column(table, name).copy() for name in PLAIN}  # a copy, for scores are put into it
     tokens, token_count = _lists(table, "tokens")
     text, text_count = _lists(table, "text")
     return NodeRows(**plain, tokens=tokens, token_count=token_count, text=text, text_count=text_count)
 
 
-def _lists(table: pa.Table, name: str) -> tuple[NDArray[np.generic], NDArray[np.int32]]:
-    chunks = table[name].chunks
-    values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks]
-    counts = [chunk.value_lengths().to_numpy(zero_copy_only=False) for chunk in chunks]
-    return np.concatenate(values), np.concatenate(counts).astype(np.int32)
+def _lists(table: pa.Table, name: str) -> tuple[Any, NDArray[np.int32]]:
+    """The values of a column of lists, one list after the other, and the lists' lengths `[R]`."""
+    column: Any = table[name]
+    none = np.empty(0, column.type.value_type.to_pandas_dtype())
+    values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    counts = [chunk.value_lengths().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    return np.concatenate([none, *values]), np.concatenate([np.empty(0, np.int32), *counts])

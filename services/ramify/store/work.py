@@ -1,12 +1,12 @@
 """Work as a shard knows it: slots to claim, problems that wait, commits, and what was committed before."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import and_, func, insert, select, update
+from sqlalchemy import and_, func, insert, select
 from sqlalchemy.dialects.postgresql import insert as insert_postgresql
 from sqlalchemy.dialects.sqlite import insert as insert_sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -15,13 +15,12 @@ from ramify.scheduler.commands import Commit, JobDelta, NodeRows, TreeResult
 from ramify.scheduler.forest.ids import tree_ids
 from ramify.store import segments as codec
 from ramify.store.clock import now_ms
-from ramify.store.database import Database
+from ramify.store.database import Database, to_its_end
 from ramify.store.errors import Fenced
-from ramify.store.jobs import add_event, read_segments
+from ramify.store.rows import change, change_and_record
 from ramify.store.schema import jobs, problems, results, segments, slots
+from ramify.store.trees import read_trees
 from ramify.v1 import job_pb2
-
-# What the running process knows of its right to write: checked inside every commit.
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +59,22 @@ class Work:
     def __init__(self, database: Database) -> None:
         self.database = database
 
+    @to_its_end
     async def claim(self, owner: str, wanted: Sequence[int]) -> Claim:
-        """Take slots over from whoever had them; the former owner's commits fail from now on."""
+        """Take slots over from whoever had them; the former owner's commits fail from now on.
+
+        Args:
+            owner: name of the writer, up to 64 characters.
+            wanted: slots, each below `SLOTS`; no others are given up.
+        """
         async with self.database.write() as connection:
             epoch = 1 + (await connection.scalar(select(func.coalesce(func.max(slots.c.epoch), 0))) or 0)
             await connection.execute(slots.delete().where(slots.c.slot.in_(wanted)))
-            await connection.execute(insert(slots), [{"slot": slot, "epoch": epoch, "owner": owner} for slot in wanted])
+            if wanted:
+                await connection.execute(insert(slots), [{"slot": slot, "epoch": epoch, "owner": owner} for slot in wanted])
         return Claim(owner, epoch, tuple(wanted))
 
+    @to_its_end
     async def open_jobs(self) -> list[OpenJob]:
         """Jobs that run, the oldest first."""
         query = select(jobs).where(jobs.c.state == job_pb2.JOB_STATE_RUNNING).order_by(jobs.c.number)
@@ -85,6 +92,7 @@ class Work:
             for row in rows
         ]
 
+    @to_its_end
     async def waiting(self, job: OpenJob, claim: Claim, after: int, limit: int) -> list[WaitingProblem]:
         """Problems of the claimed slots without a result, by index above `after`."""
         done = and_(results.c.job == problems.c.job, results.c.index == problems.c.index)
@@ -100,18 +108,21 @@ class Work:
             rows = (await connection.execute(query)).all()
         return [WaitingProblem(*row) for row in rows]
 
+    @to_its_end
     async def journal(self, job: OpenJob, indexes: NDArray[np.int64]) -> NodeRows:
         """The committed steps of some problems' trees, in the order of their commits."""
         async with self.database.read() as connection:
-            return await read_segments(connection, job.segment_floor + 1, None, tree_ids(job.job_id, indexes))
+            return await read_trees(connection, job.segment_floor + 1, None, tree_ids(job.job_id, indexes))
 
+    @to_its_end
     async def commit(self, claim: Claim, commit: Commit, first_segment: dict[int, int]) -> int:
         """Write a commit; durable on return. Writing it again changes nothing.
 
         Args:
             claim: the writer's right.
             commit: what to write.
-            first_segment: segment of each open tree's first step, by tree id; trees that are new in this commit are added.
+            first_segment: segment of each open tree's first step, or one before it, by tree id; once the commit is durable,
+                trees that are new in it are added.
 
         Returns:
             The segment's id.
@@ -122,65 +133,66 @@ class Work:
         nodes, scores = codec.encode_nodes(commit.nodes), codec.encode_scores(commit.scores)
         async with self.database.write() as connection:
             await self._check(connection, claim)
-            body = {"owner": claim.owner, "epoch": claim.epoch, "sequence": commit.sequence}
-            values = {**body, "nodes": nodes, "scores": scores, "created_ms": now_ms()}
+            name = {"owner": claim.owner, "epoch": claim.epoch, "sequence": commit.sequence}
+            values = {**name, "nodes": nodes, "scores": scores, "created_ms": now_ms()}
             new = _insert(connection, segments).values(values).on_conflict_do_nothing().returning(segments.c.segment_id)
-            segment = await connection.scalar(new)
-            if segment is None:  # the first try was durable, its answer was lost
-                return await connection.scalar(select(segments.c.segment_id).filter_by(**body)) or 0
-            for tree_id in np.unique(commit.nodes.tree_id).tolist():
-                first_segment.setdefault(tree_id, segment)
-            for delta in commit.jobs:
-                await _add(connection, delta, segment, first_segment)
-        return segment
+            if (segment := await connection.scalar(new)) is not None:
+                for delta in commit.jobs:
+                    await _add(connection, delta, segment, first_segment)
+            else:  # the first try was durable, its answer was lost
+                segment = (await connection.execute(select(segments.c.segment_id).filter_by(**name))).scalar_one()
+        for tree_id in np.unique(commit.nodes.tree_id).tolist():
+            first_segment.setdefault(tree_id, segment)
+        return int(segment)
 
     async def _check(self, connection: AsyncConnection, claim: Claim) -> None:
         mine = and_(slots.c.slot.in_(claim.slots), slots.c.owner == claim.owner, slots.c.epoch == claim.epoch)
         held = await connection.scalar(select(func.count()).select_from(slots).where(mine))
         if held != len(claim.slots):
-            raise Fenced(f"{claim.owner} (epoch {claim.epoch}) holds {held} of its {len(claim.slots)} slots: another has taken over")
+            raise Fenced(
+                f"{claim.owner} (epoch {claim.epoch}) holds {held} of its {len(claim.slots)} slots: another has taken over"
+            )
 
 
-async def _add(connection: AsyncConnection, delta: JobDelta, segment: int, first_segment: dict[int, int]) -> None:
+async def _add(connection: AsyncConnection, delta: JobDelta, segment: int, first_segment: Mapping[int, int]) -> None:
     """Write one job's results, counters and event."""
-    of_job = select(jobs.c.number, jobs.c.state).where(jobs.c.job_id == delta.job_id)
-    job = (await connection.execute(of_job)).one_or_none()
+    job = (await connection.execute(select(jobs).where(jobs.c.job_id == delta.job_id))).one_or_none()
     if job is None:
         return
-    new: list[TreeResult] = []
-    if job.state == job_pb2.JOB_STATE_RUNNING and delta.results:
-        rows = [
-            {
-                "job": job.number,
-                "index": result.problem,
-                "body": _result(result).SerializeToString(),
-                "segment_first": first_segment.get(result.tree_id, segment),
-                "segment_last": segment,
-            }
-            for result in delta.results
-        ]
-        known = _insert(connection, results).on_conflict_do_nothing().returning(results.c.index)
-        fresh = set((await connection.scalars(known, rows)).all())
-        new = [result for result in delta.results if result.problem in fresh]
-    row = (
-        await connection.execute(
-            update(jobs)
-            .where(jobs.c.number == job.number)
-            .values(
-                steps=jobs.c.steps + delta.steps,
-                tokens=jobs.c.tokens + delta.tokens,
-                problems_done=jobs.c.problems_done + len(new),
-                problems_solved=jobs.c.problems_solved + sum(r.verdict == job_pb2.VERDICT_CORRECT for r in new),
-                problems_failed=jobs.c.problems_failed + sum(r.outcome == job_pb2.OUTCOME_FAILED for r in new),
-            )
-            .returning(jobs)
-        )
-    ).one()
-    if row.state == job_pb2.JOB_STATE_RUNNING and row.problems_done == row.problems_total:
-        done = update(jobs).where(jobs.c.number == job.number)
-        row = (await connection.execute(done.values(state=job_pb2.JOB_STATE_DONE, finished_ms=now_ms()).returning(jobs))).one()
-    if row.state != job_pb2.JOB_STATE_CANCELLED:  # its history has ended
-        await add_event(connection, row)
+    runs = job.state == job_pb2.JOB_STATE_RUNNING
+    new = await _add_results(connection, job.number, delta.results, segment, first_segment) if runs and delta.results else []
+    changes = {
+        "steps": job.steps + delta.steps,
+        "tokens": job.tokens + delta.tokens,
+        "problems_done": job.problems_done + len(new),
+        "problems_solved": job.problems_solved + sum(result.verdict == job_pb2.VERDICT_CORRECT for result in new),
+        "problems_failed": job.problems_failed + sum(result.outcome == job_pb2.OUTCOME_FAILED for result in new),
+    }
+    if not runs:  # what was in flight when the job ended is counted, but its history has ended
+        await change(connection, job.number, **changes)
+        return
+    if changes["problems_done"] == job.problems_total:
+        changes |= {"state": job_pb2.JOB_STATE_DONE, "finished_ms": now_ms()}
+    await change_and_record(connection, job.number, **changes)
+
+
+async def _add_results(
+    connection: AsyncConnection, job: int, found: Sequence[TreeResult], segment: int, first_segment: Mapping[int, int]
+) -> list[TreeResult]:
+    """Write results; those that were not there before."""
+    rows = [
+        {
+            "job": job,
+            "index": result.problem,
+            "body": _result(result).SerializeToString(),
+            "segment_first": first_segment.get(result.tree_id, segment),
+            "segment_last": segment,
+        }
+        for result in found
+    ]
+    add = _insert(connection, results).on_conflict_do_nothing().returning(results.c.index)
+    fresh = set((await connection.scalars(add, rows)).all())
+    return [result for result in found if result.problem in fresh]
 
 
 def _result(result: TreeResult) -> job_pb2.Result:

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
 from ramify.scheduler.engines.base import Finish
 from ramify.scheduler.forest.ids import hash_ranges, mix64
 from ramify.scheduler.forest.segments import Mask, Rows, position_in_segment
@@ -71,7 +72,7 @@ class Trees(Table):
     plan: NDArray[np.int32]  # index of its job's plan in the shard
     root: NDArray[np.int32]  # row of the root node
     outstanding: NDArray[np.int32]  # nodes SAMPLING or SCORING
-    spent: NDArray[np.int64]  # tokens sampled
+    spent: NDArray[np.int64]  # tokens sampled: those of its steps, end marks apart (a fault may overwrite who had one)
     steps: NDArray[np.int64]  # nodes sampled
     best: NDArray[np.int32]  # row of the node that ends the answer; NO_ROW until there is one
     best_score: NDArray[np.float32]
@@ -220,7 +221,7 @@ class Forest(Table):
         self._write(rows, tokens, token_count, text, text_count)
         self.logprob[rows], self.finish[rows] = logprob, finish
         self.text_hash[rows] = mix64(self.text_hash[self.parent[rows]], hash_ranges(text, text_count))
-        np.add.at(self.trees.spent, self.tree[rows], token_cost(token_count, finish))
+        np.add.at(self.trees.spent, self.tree[rows], token_count)
         np.add.at(self.trees.steps, self.tree[rows], 1)
 
     def paths(self, rows: Rows) -> tuple[Rows, Rows]:
@@ -279,6 +280,32 @@ class Forest(Table):
         data = self.text.data
         start, count = self.text_start[rows].tolist(), self.text_count[rows].tolist()
         return [data[s : s + c].tobytes().decode("utf-8", "replace") for s, c in zip(start, count, strict=True)]
+
+    def step_texts(self, rows: Rows) -> list[list[str]]:
+        """The texts of each chain's steps, for the chains that end in `rows` `[R]`."""
+        path, length = self.paths(rows)
+        texts, ends = self.texts(path), np.cumsum(length).tolist()
+        return [texts[end - count : end] for end, count in zip(ends, length.tolist(), strict=True)]
+
+    def locate(self, hint: Rows, tree_id: NDArray[np.uint64], node_id: NDArray[np.uint64]) -> tuple[Rows, NDArray[np.int64]]:
+        """Rows of the named nodes that are still here, and which of the names they answer.
+
+        Args:
+            hint: `[R]` where each was once; good until `compact` renumbers.
+            tree_id: `[R]`.
+            node_id: `[R]`; both together are the names.
+        """
+        at = np.where((hint >= 0) & (hint < self.size), hint, 0)
+        if self.size == 0:
+            return at[:0], np.empty(0, np.int64)
+        right = (self.node_id[at] == node_id) & (self.trees.tree_id[self.tree[at]] == tree_id)
+        if not right.all():  # rows were renumbered while the node was out
+            names = mix64(self.trees.tree_id[self.tree[: self.size]], self.node_id[: self.size])
+            order = np.argsort(names)
+            place = np.searchsorted(names[order], mix64(tree_id, node_id))
+            at = order[np.minimum(place, self.size - 1)]
+            right = (self.node_id[at] == node_id) & (self.trees.tree_id[self.tree[at]] == tree_id)
+        return at[right].astype(np.int32), np.flatnonzero(right)
 
     def compact(self) -> None:
         """Free the rows of dead branches and of trees that are done; what is live, uncommitted or above such a node stays."""
@@ -344,8 +371,3 @@ class Forest(Table):
         assert (self.tree[self.trees.root[:t]] == np.arange(t)).all(), "a tree has its root"
         assert (self.token_start[:n] + self.token_count[:n] <= self.tokens.size).all(), "tokens lie in the arena"
         assert (self.text_start[:n] + self.text_count[:n] <= self.text.size).all(), "text lies in the arena"
-
-
-def token_cost(token_count: NDArray[np.int32], finish: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """`[R]` tokens sampled for each step: its tokens, and the end mark where there was one."""
-    return np.add(token_count.astype(np.int64), finish == Finish.END)

@@ -10,7 +10,13 @@ from numpy.typing import DTypeLike, NDArray
 def ranges(starts: NDArray[np.int64], counts: NDArray[np.int32]) -> NDArray[np.int64]:
     """`[sum of counts]` the numbers of the ranges `starts[i] .. starts[i]+counts[i]-1`, one range after the other."""
     ends = np.cumsum(counts, dtype=np.int64)
-    return np.add(np.arange(ends[-1] if len(ends) else 0), np.repeat(starts - (ends - counts), counts))
+    return np.asarray(np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts))
+
+
+def select(values: NDArray[Any], counts: NDArray[np.int32], which: NDArray[np.int64] | NDArray[np.bool_]) -> NDArray[Any]:
+    """The runs `which` of consecutive runs of `counts` values."""
+    starts = np.cumsum(counts, dtype=np.int64) - counts
+    return np.asarray(values[ranges(starts[which], counts[which])])
 
 
 class Table:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
 from ramify.scheduler.engines.base import Finish
 from ramify.scheduler.forest.forest import Aggregate, Forest
 from ramify.scheduler.forest.ids import hash_ranges

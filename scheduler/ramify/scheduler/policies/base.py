@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
+
 from ramify.scheduler.forest.forest import Forest
 from ramify.scheduler.forest.segments import Rows
 

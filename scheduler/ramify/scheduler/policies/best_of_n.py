@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+
 from ramify.scheduler.forest.forest import Forest
 from ramify.scheduler.forest.segments import Rows
 from ramify.scheduler.policies.base import Moves

@@ -110,12 +110,16 @@ def beam_shape(given: Mapping[str, int | float | str]) -> dict[str, int]:
             raise KnobError(
                 f"keep*branch is {keep}*{branch} = {keep * branch}, but n is {n}: make them equal, or give two of the three"
             )
+        if keep * branch > BOUNDS["n"]:
+            raise KnobError(f"keep*branch is {keep}*{branch} = {keep * branch}, but n must be from 1 to {BOUNDS['n']}")
         return {"n": keep * branch, "keep": keep, "branch": branch}
+    given_n = n is not None
     n = 16 if n is None else n
     keep = keep or (n // branch if branch else max(d for d in range(1, math.isqrt(n) + 1) if n % d == 0))
     if keep == 0 or n % keep or (branch and keep * branch != n):
         name, value = ("branch", branch) if branch else ("keep", keep)
-        raise KnobError(f"{name} is {value}, but must divide n, which is {n}")
+        hint = "" if given_n else " by default: give n as well"
+        raise KnobError(f"{name} is {value}, but must divide n, which is {n}{hint}")
     return {"n": n, "keep": keep, "branch": n // keep}
 
 

@@ -1,0 +1,32 @@
+"""Pages of listings, and the tokens that lead from one to the next."""
+
+import binascii
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+
+from ramify.gateway.errors import InvalidRequest
+
+SIZE_MAX = 1000
+PLACE_MAX = 2**62
+
+
+def page_size(asked: int, default: int) -> int:
+    """The size of a page, within its bound; 0 asks for the default."""
+    return min(asked or default, SIZE_MAX)
+
+
+def token(listing: str, place: int | None) -> str:
+    """The token of a place in a listing; empty where there is no further page."""
+    return "" if place is None else urlsafe_b64encode(f"{listing}:{place}".encode()).decode()
+
+
+def read_token(listing: str, text: str) -> int | None:
+    """The place that a token names; None for the first page. Raises `InvalidRequest`."""
+    if not text:
+        return None
+    try:
+        name, _, place = urlsafe_b64decode(text.encode()).decode().partition(":")
+        if name == listing and 0 <= int(place) <= PLACE_MAX:
+            return int(place)
+    except (ValueError, binascii.Error):  # which is what else it may be
+        pass
+    raise InvalidRequest(f"page_token {text!r} is none of this listing's: leave it empty for the first page")

@@ -1,0 +1,78 @@
+"""Rows of `jobs` and `problems` as messages, and the two ways to change a job."""
+
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from sqlalchemy import Row, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ramify.store.clock import now_ms
+from ramify.store.errors import JobNotFound
+from ramify.store.schema import events, jobs
+from ramify.v1 import job_pb2
+
+FINAL = (job_pb2.JOB_STATE_DONE, job_pb2.JOB_STATE_CANCELLED)
+
+JobRow = Row[Any]
+
+
+async def job_row(connection: AsyncConnection, job_id: str) -> JobRow:
+    """The row of a job. Raises `JobNotFound`."""
+    row = (await connection.execute(select(jobs).where(jobs.c.job_id == job_id))).one_or_none()
+    if row is None:
+        raise JobNotFound(f"there is no job {job_id!r}; `ramify jobs` lists those that there are")
+    return row
+
+
+async def change(connection: AsyncConnection, number: int, **values: Any) -> JobRow:
+    """Change a job; its row afterwards."""
+    changed: JobRow = (await connection.execute(update(jobs).where(jobs.c.number == number).values(values).returning(jobs))).one()
+    return changed
+
+
+async def change_and_record(connection: AsyncConnection, number: int, **values: Any) -> JobRow:
+    """Change a job and write its state and counters into its history; its row afterwards."""
+    row = await change(connection, number, cursor=jobs.c.cursor + 1, **values)
+    event = job_pb2.JobEvent(cursor=row.cursor, time=timestamp(now_ms()), state=row.state, progress=progress_message(row))
+    await connection.execute(insert(events).values(job=number, cursor=row.cursor, body=event.SerializeToString()))
+    return row
+
+
+def timestamp(milliseconds: int | None) -> Timestamp | None:
+    """Milliseconds since the epoch as a message."""
+    if milliseconds is None:
+        return None
+    found = Timestamp()
+    found.FromMilliseconds(milliseconds)
+    return found
+
+
+def progress_message(row: JobRow) -> job_pb2.Progress:
+    """The counters of a row of `jobs`."""
+    return job_pb2.Progress(
+        problems_total=row.problems_total,
+        problems_done=row.problems_done,
+        problems_solved=row.problems_solved,
+        problems_failed=row.problems_failed,
+        steps=row.steps,
+        tokens=row.tokens,
+    )
+
+
+def job_message(row: JobRow) -> job_pb2.Job:
+    """A row of `jobs`."""
+    return job_pb2.Job(
+        job_id=row.job_id,
+        request_id=row.request_id,
+        spec=job_pb2.JobSpec.FromString(row.spec),
+        state=row.state,
+        progress=progress_message(row),
+        create_time=timestamp(row.created_ms),
+        start_time=timestamp(row.started_ms),
+        finish_time=timestamp(row.finished_ms),
+    )
+
+
+def problem_message(row: Row[Any]) -> job_pb2.Problem:
+    """A row that has the columns of `problems`."""
+    return job_pb2.Problem(id=row.problem_id, text=row.text, reference=row.reference)

@@ -1,0 +1,91 @@
+"""An engine, a verifier and a checker whose answers depend on nothing but what they are asked about."""
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ramify.scheduler.commands import Chains, Generate
+from ramify.scheduler.engines.base import Finish
+from ramify.scheduler.events import AnswersChecked, StepsLost, StepsSampled, StepsScored
+from ramify.scheduler.forest.ids import mix64_int
+
+Index = NDArray[np.int64]
+
+# Per cent of steps that end so, the rest is STEP. Few words, so that chains repeat each other.
+FINISHES = ((Finish.ERROR, 6), (Finish.CONTEXT, 10), (Finish.STEP_CUT, 18), (Finish.END, 45), (Finish.STEP, 100))
+WORDS = ("one\n", "two\n", "", "trois étapes\n")
+UNSCORABLE = 23  # one chain in so many
+
+
+def finish_of(node_id: int) -> Finish:
+    percent = mix64_int(node_id, 77) % 100
+    return next(finish for finish, below in FINISHES if percent < below)
+
+
+def tokens_of(node_id: int, max_step_tokens: int) -> list[int]:
+    """Up to and including the most that a step may have."""
+    if finish_of(node_id) == Finish.ERROR:
+        return []
+    first = mix64_int(node_id, 78)
+    return [(first + place) % 97 for place in range(1 + first % max_step_tokens)]
+
+
+def text_of(node_id: int) -> str:
+    return "" if finish_of(node_id) == Finish.ERROR else WORDS[mix64_int(node_id, 79) % len(WORDS)]
+
+
+def scores_of(problem: str, steps: Sequence[str]) -> list[float]:
+    """One for each step, of its prefix alone; NaN where it can't be scored."""
+    prefixes = ["\0".join((problem, *steps[: count + 1])) for count in range(len(steps))]
+    hashes = [zlib.crc32(prefix.encode()) for prefix in prefixes]
+    return [float("nan") if each % UNSCORABLE == 0 else (each // UNSCORABLE % 9) / 8 for each in hashes]
+
+
+def i32(values: Sequence[int]) -> NDArray[np.int32]:
+    return np.array(values, np.int32)
+
+
+def sampled(command: Generate, which: Index) -> StepsSampled:
+    """The engine's answer to some rows of a command."""
+    nodes = command.node_id[which].tolist()
+    tokens = [tokens_of(node, command.plan.params.max_step_tokens) for node in nodes]
+    texts = [text_of(node).encode() for node in nodes]
+    return StepsSampled(
+        row=command.row[which],
+        tree_id=command.tree_id[which],
+        node_id=command.node_id[which],
+        tokens=i32([token for step in tokens for token in step]),
+        token_count=i32([len(step) for step in tokens]),
+        text=np.frombuffer(b"".join(texts), np.uint8),
+        text_count=i32([len(text) for text in texts]),
+        logprob=np.array([-(mix64_int(node, 80) % 64) / 8 for node in nodes], np.float32),
+        finish=np.array([finish_of(node) for node in nodes], np.uint8),
+        score=np.full(len(nodes), np.nan, np.float32),
+        message="the engine could not",
+    )
+
+
+def scored(chains: Chains, which: Index) -> StepsScored:
+    """The verifier's answer to some chains."""
+    scores = [scores_of(chains.problem[at], chains.steps[at]) for at in which.tolist()]
+    return StepsScored(
+        row=chains.row[which],
+        tree_id=chains.tree_id[which],
+        node_id=chains.node_id[which],
+        scores=np.array([score for chain in scores for score in chain], np.float32),
+        length=i32([len(chain) for chain in scores]),
+        message="the verifier could not",
+    )
+
+
+def checked(chains: Chains, which: Index) -> AnswersChecked:
+    """The checker's answer to some trees."""
+    verdicts = [zlib.crc32("".join((chains.problem[at], *chains.steps[at])).encode()) % 3 for at in which.tolist()]
+    return AnswersChecked(chains.tree_id[which], np.array(verdicts, np.uint8))
+
+
+def lost(asked: Generate | Chains, which: Index) -> StepsLost:
+    """Some rows of a command that nobody will answer."""
+    return StepsLost(asked.row[which], asked.tree_id[which], asked.node_id[which], "the wire was cut")

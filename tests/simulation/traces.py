@@ -1,0 +1,28 @@
+"""Prints a hash of all that the shards of some stormy worlds want done: the same under any PYTHONHASHSEED."""
+
+import hashlib
+
+from ramify.scheduler.events import Event
+from ramify.scheduler.shard import Shard
+from tests.simulation.jobs import WORKS
+from tests.simulation.shards import trace
+from tests.simulation.world import ROUGH, World
+
+
+def replayed(events: list[list[Event]], world: World) -> list[str]:
+    """What a fresh shard wants done when it is fed the same."""
+    shard = Shard(world.limits)
+    return [trace(shard.handle(each)) for each in events]
+
+
+def main() -> None:
+    digest = hashlib.sha256()
+    for name, work in WORKS.items():
+        world = World(work, ROUGH, seed=5).run()
+        for life in world.lives:
+            digest.update("\n".join([name, *replayed(life, world)]).encode())
+    print(digest.hexdigest())
+
+
+if __name__ == "__main__":
+    main()

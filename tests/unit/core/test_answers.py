@@ -1,0 +1,64 @@
+"""Which chain answers, by example; the property tests compare `choose` with its plain reference."""
+
+import math
+from typing import NamedTuple
+
+import pytest
+
+from ramify.scheduler.engines.base import Finish
+from ramify.scheduler.forest.forest import Status
+from ramify.scheduler.policies.answers import AnswerRule, choose
+from tests.property.forests import add_child, i32, planted, settle
+
+
+class Chain(NamedTuple):
+    """A chain of one step."""
+
+    text: str
+    score: float
+    finish: Finish = Finish.END
+    status: Status = Status.OPEN
+
+
+NONE = Chain("none", math.nan)
+CASES: dict[str, tuple[AnswerRule, list[Chain], Chain | None]] = {
+    "the best": ("best", [Chain("a", 0.25), Chain("b", 0.75), Chain("c", 0.5)], Chain("b", 0.75)),
+    "a chain without a score comes last": ("best", [NONE, Chain("a", 0.0)], Chain("a", 0.0)),
+    "and yet it may answer": ("best", [NONE], NONE),
+    "nobody": ("best", [], None),
+    "one that was cut is no answer": ("best", [Chain("a", 1.0, Finish.STEP), Chain("b", 0.5)], Chain("b", 0.5)),
+    "nor one whose context is full": ("best", [Chain("a", 1.0, Finish.CONTEXT)], None),
+    "nor one that was given up": ("best", [Chain("a", 1.0, status=Status.PRUNED)], None),
+    "one that was set aside is": ("best", [Chain("a", 1.0, status=Status.RETIRED), Chain("b", 0.5)], Chain("a", 1.0)),
+    "most votes": ("vote", [Chain("a", 1.0), Chain("b", 0.25), Chain("b", 0.5)], Chain("b", 0.5)),
+    "most votes, none of them scored": ("vote", [Chain("a", 1.0), NONE, NONE], NONE),
+    "equal votes": ("vote", [Chain("a", 0.25), Chain("b", 0.75), Chain("c", 0.5)], Chain("b", 0.75)),
+    "most weight": ("weighted_vote", [Chain("a", 0.875), Chain("b", 0.5), Chain("b", 0.75)], Chain("b", 0.75)),
+    "much weight on one": ("weighted_vote", [Chain("a", 1.0), Chain("b", 0.25), Chain("b", 0.5)], Chain("a", 1.0)),
+    "no score weighs nothing": ("weighted_vote", [NONE, NONE, NONE, Chain("a", 0.25)], Chain("a", 0.25)),
+}
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_choose(case: str, backwards: bool) -> None:
+    rule, chains, wanted = CASES[case]
+    grown = planted(3)  # a tree on either side, which has no say
+    for chain in chains[::-1] if backwards else chains:
+        node = add_child(grown, grown.trees[1], grown.trees[1].root, chain.text, chain.finish, chain.score)
+        node.status = chain.status
+        for other in (grown.trees[0], grown.trees[2]):
+            add_child(grown, other, other.root, "c", Finish.END, 0.5)
+    settle(grown)
+    rows, scores = choose(grown.forest, i32(1), rule, "last")
+    found = list(zip(grown.forest.texts(rows), map(str, scores.tolist()), strict=True))
+    assert found == ([(wanted.text, str(wanted.score))] if wanted else [])
+
+
+def test_the_lower_id_wins_a_tie() -> None:
+    for rule in ("best", "vote", "weighted_vote"):
+        grown = planted(1)
+        nodes = [add_child(grown, grown.trees[0], grown.trees[0].root, text, Finish.END, 0.5) for text in "cabd"]
+        settle(grown)
+        rows, _ = choose(grown.forest, i32(0), rule, "last")
+        assert rows.tolist() == [min(nodes, key=lambda node: node.node_id).row]

@@ -1,0 +1,143 @@
+"""Short ways to say what the store's tests need."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sqlalchemy import func, select
+
+from ramify.scheduler.commands import Commit, JobDelta, NodeRows, ScoreRows, TreeResult
+from ramify.scheduler.engines.base import Finish
+from ramify.scheduler.forest.ids import tree_ids
+from ramify.store.database import Database
+from ramify.store.schema import SLOTS, metadata
+from ramify.store.segments import NO_STEPS
+from ramify.store.uploads import Chunk, NewProblem, Uploads
+from ramify.store.work import Claim, OpenJob, Work
+from ramify.v1 import job_pb2
+
+SPEC = job_pb2.JobSpec(name="asked")
+FILLED = job_pb2.JobSpec(name="asked", generator="tiny24", search=job_pb2.Search(seed=7))
+NO_SCORES = ScoreRows(np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.float32))
+EMPTY = Chunk(0, [], False)
+LAST = Chunk(0, [], True)
+
+
+def chunk(offset: int, *texts: str, last: bool = False) -> Chunk:
+    """Problems without ids."""
+    return Chunk(offset, [problem(text) for text in texts], last)
+
+
+def problem(text: str, name: str = "") -> NewProblem:
+    return NewProblem(job_pb2.Problem(id=name, text=text, reference=f"answer to {text}"), f"prompt of {text}")
+
+
+async def running_job(database: Database, problems: int = 2, request_id: str = "request") -> job_pb2.Job:
+    texts = [f"p{index}" for index in range(problems)]
+    return await Uploads(database).create(request_id, SPEC, FILLED, chunk(0, *texts, last=True), "call")
+
+
+async def all_slots(work: Work, owner: str = "shard:0") -> Claim:
+    return await work.claim(owner, range(SLOTS))
+
+
+async def open_job(work: Work) -> OpenJob:
+    (job,) = await work.open_jobs()
+    return job
+
+
+def tree_id(job: job_pb2.Job, index: int) -> int:
+    return int(tree_ids(job.job_id, np.array([index], np.int64))[0])
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a tree; the root is node 1."""
+
+    tree: int
+    node: int
+    parent: int = 1
+    child: int = 0
+    depth: int = 1
+    text: bytes = b"step"
+    score: float = 0.5
+    finish: int = Finish.STEP
+
+
+def rows(*steps: Step) -> NodeRows:
+    """Steps as columns; each has its node id as its only token."""
+    if not steps:
+        return NO_STEPS
+
+    def column(name: str, dtype: Any) -> Any:
+        return np.array([getattr(step, name) for step in steps], dtype)
+
+    return NodeRows(
+        tree_id=column("tree", np.uint64),
+        node_id=column("node", np.uint64),
+        parent_id=column("parent", np.uint64),
+        child_index=column("child", np.int32),
+        depth=column("depth", np.int16),
+        tokens=column("node", np.int32),
+        token_count=np.ones(len(steps), np.int32),
+        text=np.frombuffer(b"".join(step.text for step in steps), np.uint8),
+        text_count=np.array([len(step.text) for step in steps], np.int32),
+        logprob=np.full(len(steps), -0.25, np.float32),
+        score=column("score", np.float32),
+        finish=column("finish", np.uint8),
+    )
+
+
+def scores(*found: tuple[int, int, float]) -> ScoreRows:
+    """Scores of (tree, node)."""
+    tree, node, score = zip(*found, strict=True)
+    return ScoreRows(np.array(tree, np.uint64), np.array(node, np.uint64), np.array(score, np.float32))
+
+
+def result(job: job_pb2.Job, index: int, **values: Any) -> TreeResult:
+    defaults: dict[str, Any] = {
+        "tree_id": tree_id(job, index),
+        "problem": index,
+        "outcome": job_pb2.OUTCOME_ANSWERED,
+        "verdict": job_pb2.VERDICT_CORRECT,
+        "steps": ["one", "two"],
+        "score": 0.75,
+        "answer_node_id": 2,
+        "step_count": 2,
+        "tokens": 10,
+        "message": "",
+    }
+    return TreeResult(**{**defaults, **values})
+
+
+def delta(job: job_pb2.Job, *results: TreeResult, steps: int = 1, tokens: int = 5) -> JobDelta:
+    return JobDelta(job.job_id, steps, tokens, list(results))
+
+
+def commit(sequence: int, *deltas: JobDelta, nodes: NodeRows = NO_STEPS, late: ScoreRows = NO_SCORES) -> Commit:
+    return Commit(sequence, nodes, late, list(deltas))
+
+
+def node_ids(nodes: NodeRows) -> list[int]:
+    return [int(node) for node in nodes.node_id]
+
+
+def texts(nodes: NodeRows) -> list[bytes]:
+    ends = np.cumsum(nodes.text_count)
+    return [nodes.text[end - count : end].tobytes() for end, count in zip(ends, nodes.text_count, strict=True)]
+
+
+async def contents(database: Database, tables: Sequence[str] = ()) -> dict[str, list[tuple[Any, ...]]]:
+    """Everything in the database, to compare."""
+    async with database.read() as connection:
+        return {
+            table.name: [tuple(row) for row in await connection.execute(select(table).order_by(*table.primary_key))]
+            for table in metadata.sorted_tables
+            if not tables or table.name in tables
+        }
+
+
+async def count(database: Database, table: str) -> int:
+    async with database.read() as connection:
+        return int(await connection.scalar(select(func.count()).select_from(metadata.tables[table])) or 0)
