@@ -254,7 +254,7 @@ Global___Finish: _TypeAlias = Finish  # noqa: Y015
 
 @_typing.final
 class Problem(_message.Message):
-    """One question that a tree is grown for."""
+    """One question that a tree is grown for. An id has at most 512 characters, text and reference 262,144; none may hold NUL."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -423,7 +423,7 @@ Global___Search: _TypeAlias = Search  # noqa: Y015
 
 @_typing.final
 class Budget(_message.Message):
-    """What a job may spend. Absent means no bound; 0 is an error. Nothing is dispatched that could overrun tokens."""
+    """What a job may spend. Absent means no bound; 0 is an error, and so is more than 2^48. Nothing is dispatched that could overrun tokens."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -531,7 +531,7 @@ class Progress(_message.Message):
     steps: _builtins.int
     """Steps sampled."""
     tokens: _builtins.int
-    """Tokens sampled."""
+    """Tokens sampled, end marks apart."""
     def __init__(
         self,
         *,
@@ -640,7 +640,7 @@ class Result(_message.Message):
     step_count: _builtins.int
     """Steps sampled for this problem."""
     tokens: _builtins.int
-    """Tokens sampled for this problem."""
+    """Tokens sampled for this problem, end marks apart."""
     message: _builtins.str
     """Why there is no answer."""
     answer_node_id: _builtins.int

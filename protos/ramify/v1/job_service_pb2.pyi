@@ -37,7 +37,9 @@ class CreateJobRequest(_message.Message):
     offset: _builtins.int
     """Index in the job of the first of `problems`."""
     last: _builtins.bool
-    """The upload is complete with this message: the job starts."""
+    """The upload is complete with this message: the job starts. Problems that come along must end where the job ends, else
+    ALREADY_EXISTS.
+    """
     @_builtins.property
     def spec(self) -> _job_pb2.JobSpec:
         """What to do. Needed in the first message."""
@@ -252,7 +254,7 @@ class WatchJobRequest(_message.Message):
     job_id: _builtins.str
     """Name of the job."""
     cursor: _builtins.int
-    """The last cursor that was seen; 0 for the whole history."""
+    """The last cursor that was seen; 0 for the whole history. Beyond the history: INVALID_ARGUMENT."""
     def __init__(
         self,
         *,
@@ -303,7 +305,7 @@ class ListResultsRequest(_message.Message):
     job_id: _builtins.str
     """Name of the job."""
     page_size: _builtins.int
-    """At most this many; 0 means 100; at most 1,000."""
+    """At most this many, and fewer where results are long; 0 means 100; at most 1,000."""
     page_token: _builtins.str
     """From the answer before this one; empty for the first page."""
     def __init__(

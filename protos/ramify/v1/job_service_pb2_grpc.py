@@ -83,7 +83,9 @@ class JobServiceServicer(object):
         their offset; the one with `last` starts the job. Each message is answered once what it brought is durable. A
         broken upload is taken up again by a new call with the same request_id and spec: the first answer says how many
         problems are there. Problems that are sent again must be the same, else ALREADY_EXISTS. A bad problem is
-        INVALID_ARGUMENT and undoes the upload: nothing half-done stays.
+        INVALID_ARGUMENT and undoes the upload, unless another call has brought its latest problems: nothing half-done stays.
+        A call that brings nothing for 5 minutes ends with UNAVAILABLE and can be taken up again; an upload that nobody goes on
+        with for 24 hours is undone. ABORTED: the upload was cancelled, undone or has expired meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,9 @@ class JobServiceStub:
     their offset; the one with `last` starts the job. Each message is answered once what it brought is durable. A
     broken upload is taken up again by a new call with the same request_id and spec: the first answer says how many
     problems are there. Problems that are sent again must be the same, else ALREADY_EXISTS. A bad problem is
-    INVALID_ARGUMENT and undoes the upload: nothing half-done stays.
+    INVALID_ARGUMENT and undoes the upload, unless another call has brought its latest problems: nothing half-done stays.
+    A call that brings nothing for 5 minutes ends with UNAVAILABLE and can be taken up again; an upload that nobody goes on
+    with for 24 hours is undone. ABORTED: the upload was cancelled, undone or has expired meanwhile.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]
     """One job."""
@@ -69,7 +71,9 @@ class JobServiceAsyncStub(JobServiceStub):
     their offset; the one with `last` starts the job. Each message is answered once what it brought is durable. A
     broken upload is taken up again by a new call with the same request_id and spec: the first answer says how many
     problems are there. Problems that are sent again must be the same, else ALREADY_EXISTS. A bad problem is
-    INVALID_ARGUMENT and undoes the upload: nothing half-done stays.
+    INVALID_ARGUMENT and undoes the upload, unless another call has brought its latest problems: nothing half-done stays.
+    A call that brings nothing for 5 minutes ends with UNAVAILABLE and can be taken up again; an upload that nobody goes on
+    with for 24 hours is undone. ABORTED: the upload was cancelled, undone or has expired meanwhile.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]  # type: ignore[assignment]
     """One job."""
@@ -99,7 +103,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         their offset; the one with `last` starts the job. Each message is answered once what it brought is durable. A
         broken upload is taken up again by a new call with the same request_id and spec: the first answer says how many
         problems are there. Problems that are sent again must be the same, else ALREADY_EXISTS. A bad problem is
-        INVALID_ARGUMENT and undoes the upload: nothing half-done stays.
+        INVALID_ARGUMENT and undoes the upload, unless another call has brought its latest problems: nothing half-done stays.
+        A call that brings nothing for 5 minutes ends with UNAVAILABLE and can be taken up again; an upload that nobody goes on
+        with for 24 hours is undone. ABORTED: the upload was cancelled, undone or has expired meanwhile.
         """
 
     @_abc_1.abstractmethod
