@@ -132,6 +132,34 @@ DUPLICATE_RULE_KEEP: DuplicateRule.ValueType  # 2
 """All of them count."""
 Global___DuplicateRule: _TypeAlias = DuplicateRule  # noqa: Y015
 
+class _SiblingRule:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SiblingRuleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SiblingRule.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SIBLING_RULE_UNSPECIFIED: _SiblingRule.ValueType  # 0
+    """The policy's default: spread for beam, independent for best_of_n."""
+    SIBLING_RULE_SPREAD: _SiblingRule.ValueType  # 1
+    """Spread evenly over what the model thinks likely (arithmetic sampling, arXiv:2210.15458): each of them is distributed
+    as the model says, but together they repeat each other less. Engines that can't do it draw independently.
+    """
+    SIBLING_RULE_INDEPENDENT: _SiblingRule.ValueType  # 2
+    """Independent of each other."""
+
+class SiblingRule(_SiblingRule, metaclass=_SiblingRuleEnumTypeWrapper):
+    """How the continuations of one chain are drawn."""
+
+SIBLING_RULE_UNSPECIFIED: SiblingRule.ValueType  # 0
+"""The policy's default: spread for beam, independent for best_of_n."""
+SIBLING_RULE_SPREAD: SiblingRule.ValueType  # 1
+"""Spread evenly over what the model thinks likely (arithmetic sampling, arXiv:2210.15458): each of them is distributed
+as the model says, but together they repeat each other less. Engines that can't do it draw independently.
+"""
+SIBLING_RULE_INDEPENDENT: SiblingRule.ValueType  # 2
+"""Independent of each other."""
+Global___SiblingRule: _TypeAlias = SiblingRule  # noqa: Y015
+
 class _JobState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -334,6 +362,7 @@ class Search(_message.Message):
     ANSWER_FIELD_NUMBER: _builtins.int
     DUPLICATES_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    SIBLINGS_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     """The algorithm: "best_of_n" or "beam"."""
     n: _builtins.int
@@ -360,6 +389,8 @@ class Search(_message.Message):
     """Chains that say the same (beam)."""
     seed: _builtins.int
     """Two jobs with the same spec, problems, models and seed grow the same trees. Default 0."""
+    siblings: Global___SiblingRule.ValueType
+    """How the continuations of one chain are drawn."""
     @_builtins.property
     def step(self) -> Global___StepBoundary:
         """Where a step ends."""
@@ -381,10 +412,11 @@ class Search(_message.Message):
         answer: Global___AnswerRule.ValueType = ...,
         duplicates: Global___DuplicateRule.ValueType = ...,
         seed: _builtins.int | None = ...,
+        siblings: Global___SiblingRule.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_branch", b"_branch", "_keep", b"_keep", "_max_step_tokens", b"_max_step_tokens", "_max_steps", b"_max_steps", "_n", b"_n", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "branch", b"branch", "keep", b"keep", "max_step_tokens", b"max_step_tokens", "max_steps", b"max_steps", "n", b"n", "seed", b"seed", "step", b"step", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_branch", b"_branch", "_keep", b"_keep", "_max_step_tokens", b"_max_step_tokens", "_max_steps", b"_max_steps", "_n", b"_n", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "aggregate", b"aggregate", "answer", b"answer", "branch", b"branch", "duplicates", b"duplicates", "finished", b"finished", "keep", b"keep", "max_step_tokens", b"max_step_tokens", "max_steps", b"max_steps", "n", b"n", "policy", b"policy", "seed", b"seed", "step", b"step", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_branch", b"_branch", "_keep", b"_keep", "_max_step_tokens", b"_max_step_tokens", "_max_steps", b"_max_steps", "_n", b"_n", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "aggregate", b"aggregate", "answer", b"answer", "branch", b"branch", "duplicates", b"duplicates", "finished", b"finished", "keep", b"keep", "max_step_tokens", b"max_step_tokens", "max_steps", b"max_steps", "n", b"n", "policy", b"policy", "seed", b"seed", "siblings", b"siblings", "step", b"step", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__branch: _TypeAlias = _typing.Literal["branch"]  # noqa: Y015
     _WhichOneofArgType__branch: _TypeAlias = _typing.Literal["_branch", b"_branch"]  # noqa: Y015

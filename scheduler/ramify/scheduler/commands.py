@@ -22,6 +22,7 @@ class Generate:
     row: NDArray[np.int32]  # [R]
     tree_id: NDArray[np.uint64]  # [R]
     node_id: NDArray[np.uint64]  # [R] also the seeds
+    code: NDArray[np.float64]  # [R] see `ids.sibling_codes` and `ids.node_codes`
 
 
 @dataclass(frozen=True, slots=True)

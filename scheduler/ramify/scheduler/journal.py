@@ -87,4 +87,5 @@ def without(command: Generate, known: NDArray[np.bool_]) -> Generate:
         command.row[~known],
         command.tree_id[~known],
         command.node_id[~known],
+        command.code[~known],
     )

@@ -39,5 +39,6 @@ class JobPlan:
     checker: str  # verifier model that checks the answer; empty: none
     aggregate: Aggregate = "last"
     answer: AnswerRule = "best"
+    spread_siblings: bool = True  # whether the children of a node are spread over what is likely, or drawn independently
     tokens_per_tree_max: int = UNBOUNDED
     deadline_ms: int = UNBOUNDED  # on the store's clock

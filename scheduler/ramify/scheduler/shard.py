@@ -34,6 +34,7 @@ from ramify.scheduler.events import (
     same_length,
 )
 from ramify.scheduler.forest.forest import Dirty, Forest, Status, TreeStatus
+from ramify.scheduler.forest.ids import node_codes, sibling_codes
 from ramify.scheduler.forest.segments import Mask, Rows, segment_lengths, segment_starts
 from ramify.scheduler.forest.table import select
 from ramify.scheduler.plan import UNBOUNDED, JobPlan, Outcome, Verdict
@@ -323,8 +324,10 @@ class Shard:
         for plan, mine in self._by_plan(rows):
             parents, group = np.unique(forest.parent[mine], return_inverse=True)
             tokens, offsets = forest.chain_tokens(parents)
-            tree_id = forest.trees.tree_id[forest.tree[mine]]
-            found.append(commands.Generate(plan, tokens, offsets, group.astype(np.int32), mine, tree_id, forest.node_id[mine]))
+            tree_id, node_id = forest.trees.tree_id[forest.tree[mine]], forest.node_id[mine]
+            parent_id, index = forest.node_id[forest.parent[mine]], forest.child_index[mine]
+            code = sibling_codes(parent_id, index) if plan.spread_siblings else node_codes(node_id)
+            found.append(commands.Generate(plan, tokens, offsets, group.astype(np.int32), mine, tree_id, node_id, code))
         return found
 
     def _score(self, rows: Rows) -> list[Command]:

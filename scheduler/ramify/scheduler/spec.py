@@ -11,6 +11,7 @@ ENUMS = {
     "aggregate": (job_pb2.Aggregate, "AGGREGATE_"),
     "answer": (job_pb2.AnswerRule, "ANSWER_RULE_"),
     "duplicates": (job_pb2.DuplicateRule, "DUPLICATE_RULE_"),
+    "siblings": (job_pb2.SiblingRule, "SIBLING_RULE_"),
 }
 DELIMITER_MAX = 64  # characters
 
@@ -46,7 +47,7 @@ def fill_search(search: job_pb2.Search, delimiter: str) -> job_pb2.Search:
         if knobs.policy == "beam" or name not in only_beam:
             setattr(filled, name, getattr(knobs, name))
     for name, (enum, prefix) in ENUMS.items():
-        if knobs.policy == "beam" or name in ("aggregate", "answer"):
+        if knobs.policy == "beam" or name in ("aggregate", "answer", "siblings"):
             setattr(filled, name, enum.Value(prefix + getattr(knobs, name).upper()))
     if search.step.WhichOneof("boundary") is None:
         filled.step.delimiter = delimiter
@@ -79,6 +80,7 @@ def plan_of(job_id: str, spec: job_pb2.JobSpec, problems_total: int, started_ms:
         checker=spec.checker,
         aggregate=knobs.aggregate,
         answer=knobs.answer,
+        spread_siblings=knobs.siblings == "spread",
         tokens_per_tree_max=min(per_tree),
         deadline_ms=started_ms + 1000 * budget.seconds_max if budget.HasField("seconds_max") else UNBOUNDED,
     )

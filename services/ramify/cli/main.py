@@ -69,7 +69,8 @@ def submit(
     """Submit a file of problems as a job.
 
     The knobs: n, keep, branch, max_steps, max_step_tokens, temperature, top_p, step=answer|TOKENS|DELIMITER,
-    finished=compete|retire|refill, aggregate=last|min|mean|prod, answer=best|vote|weighted_vote, duplicates=drop|keep.
+    finished=compete|retire|refill, aggregate=last|min|mean|prod, answer=best|vote|weighted_vote, duplicates=drop|keep,
+    siblings=spread|independent.
     """
     from ramify.cli import submit as submission
     from ramify.cli.problems import ProblemFile, parse_fields

@@ -21,7 +21,7 @@ def parse_json(line: str) -> object:
         ValueError: it is none; json.JSONDecodeError where the place of the fault is known.
     """
     try:
-        return json.loads(line, parse_int=Number, parse_float=Number, parse_constant=_no_number)
+        return json.loads(line.rstrip("\r\n"), parse_int=Number, parse_float=Number, parse_constant=_no_number)
     except RecursionError:
         raise ValueError("the brackets are nested too deep") from None
 

@@ -40,6 +40,7 @@ class SpecFields(TypedDict, total=False):
     answer: Literal["best", "vote", "weighted_vote"]
     duplicates: Literal["drop", "keep"]
     seed: int
+    siblings: Literal["spread", "independent"]
     tokens_max: int
     tokens_per_problem_max: int
     seconds_max: int

@@ -40,6 +40,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "aggregate": ({"aggregate": "sum"}, ["aggregate is 'sum'", "last, min, mean, prod"]),
     "answer": ({"answer": "majority"}, ["answer is 'majority'", "best, vote, weighted_vote"]),
     "duplicates": ({"duplicates": "merge"}, ["duplicates is 'merge'", "drop, keep"]),
+    "siblings": ({"siblings": "twins"}, ["siblings is 'twins'", "spread, independent"]),
     "all three at odds": ({"n": 12, "keep": 4, "branch": 4}, ["4*4 = 16", "n is 12", "give two of the three"]),
     "keep that does not divide": ({"n": 16, "keep": 5}, ["keep is 5", "must divide n", "16"]),
     "keep above n": ({"n": 4, "keep": 8}, ["keep is 8", "must divide n", "4"]),
@@ -64,6 +65,7 @@ def test_defaults() -> None:
     assert knobs == Knobs()
     assert knobs.build() == Beam(n=16, keep=4, branch=4, max_steps=32)
     assert Knobs.fill({"policy": "best_of_n", "n": 7}).build() == BestOfN(n=7, max_steps=32)
+    assert (knobs.siblings, Knobs.fill({"policy": "best_of_n"}).siblings) == ("spread", "independent")
 
 
 def test_every_knob_reaches_the_policy() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ramify.scheduler.engines.base import Engine, Finish, StepBatch, StepParams, StepResults
+from ramify.scheduler.engines.sampling import uniform
 
 MODEL = Path(__file__).parents[3] / "infra" / "models" / "tiny24" / "generator"
 needs_model = pytest.mark.skipif(not (MODEL / "model.onnx").is_file(), reason="the model tiny24/generator is not there")
@@ -58,6 +59,7 @@ def batch_of(jobs: Sequence[Job]) -> StepBatch:
         params=tuple(params),
         group_params=np.array([params.index(job.params) for job in groups], np.int32),
         group=np.array(group, np.int32),
+        code=uniform(np.array([job.seed for job in jobs], np.uint64), np.zeros(len(jobs), np.int64)),
         seed=np.array([job.seed for job in jobs], np.uint64),
     )
 

@@ -14,19 +14,16 @@ from ramify.scheduler.engines.registry import load_engine
 from ramify.scheduler.engines.sampling import sample, uniform
 from ramify.scheduler.engines.simulated import SimulatedEngine
 from ramify.scheduler.errors import EngineError
+from ramify.scheduler.forest.ids import sibling_codes
 from tests.unit.engines.helpers import MODEL, needs_model, rows_of
 
 LOGITS = np.random.default_rng(3).normal(size=24).astype(np.float32) * 2
 
 
 def draw(logits: Any, rows: int, temperature: float = 1.0, top_p: float = 1.0) -> tuple[Any, Any]:
-    return sample(
-        np.tile(np.asarray(logits, np.float32), (rows, 1)),
-        np.arange(rows, dtype=np.uint64),
-        np.arange(rows) % 40,
-        np.full(rows, temperature),
-        np.full(rows, top_p),
-    )
+    code = uniform(np.arange(rows, dtype=np.uint64), np.arange(rows) % 40)
+    wide = np.tile(np.asarray(logits, np.float32), (rows, 1))
+    return sample(wide, code, np.full(rows, temperature), np.full(rows, top_p))[:2]
 
 
 def softmax(logits: Any, temperature: float = 1.0) -> Any:
@@ -62,9 +59,9 @@ def test_greedy_takes_the_lowest_of_the_likeliest() -> None:
 def test_a_row_without_a_maximum_has_no_token(value: float) -> None:
     logits = np.tile(LOGITS, (3, 1))
     logits[1, 5] = value
-    columns = np.arange(3, dtype=np.uint64), np.zeros(3, np.int64), np.ones(3), np.ones(3)
-    token, _ = sample(logits, *columns)
-    clean, _ = sample(np.tile(LOGITS, (3, 1)), *columns)
+    columns = np.array([0.1, 0.5, 0.9]), np.ones(3), np.ones(3)
+    token = sample(logits, *columns)[0]
+    clean = sample(np.tile(LOGITS, (3, 1)), *columns)[0]
     assert token.tolist() == [clean[0], -1, clean[2]]
 
 
@@ -81,13 +78,49 @@ def test_a_row_is_drawn_alike_in_any_company() -> None:
     rng = np.random.default_rng(5)
     for rows in (2, 3, 17, 64):
         logits = rng.normal(size=(rows, 24)).astype(np.float32)
-        seed, place = rng.integers(0, 2**63, rows).astype(np.uint64), rng.integers(0, 50, rows)
+        code = rng.random(rows)
         temperature, top_p = rng.choice([0.0, 0.7, 1.3], rows), rng.choice([0.5, 0.9, 1.0], rows)
-        token, logprob = sample(logits, seed, place, temperature, top_p)
+        token, logprob, rest = sample(logits, code, temperature, top_p)
         for at in range(rows):
             one = slice(at, at + 1)
-            alone = sample(logits[one], seed[one], place[one], temperature[one], top_p[one])
-            assert (alone[0][0], alone[1].tobytes()) == (token[at], logprob[one].tobytes())
+            alone = sample(logits[one], code[one], temperature[one], top_p[one])
+            assert [part.tobytes() for part in alone] == [part[one].tobytes() for part in (token, logprob, rest)]
+
+
+@pytest.mark.parametrize("siblings", [4, 16])
+def test_siblings_share_out_what_the_model_thinks_likely(siblings: int) -> None:
+    """Of n siblings a step of probability p comes n*p times, give or take one at each end of its interval."""
+    rng = np.random.default_rng(11)
+    for trial in range(50):
+        first, second = rng.normal(size=6) * 2, rng.normal(size=(6, 6)) * 2
+        parent = np.full(siblings, trial, np.uint64)
+        code = sibling_codes(parent, np.arange(siblings, dtype=np.int32))
+        ones = np.ones(siblings)
+        begin, begin_logprob, rest = sample(np.tile(first.astype(np.float32), (siblings, 1)), code, ones, ones)
+        end, end_logprob, _ = sample(second[begin].astype(np.float32), rest, ones, ones)
+        for step, probability in zip(begin * 6 + end, np.exp(begin_logprob + end_logprob), strict=True):
+            count = np.count_nonzero(begin * 6 + end == step)
+            assert np.floor(siblings * probability - 1e-4) <= count <= np.ceil(siblings * probability + 1e-4)
+
+
+def test_a_code_gives_a_chain_of_tokens_as_the_model_would() -> None:
+    """Even codes: the second token is distributed as the model says, whatever the first one was."""
+    code = (np.arange(40_000) + 0.5) / 40_000
+    ones = np.ones(len(code))
+    begin, _, rest = sample(np.tile(LOGITS, (len(code), 1)), code, ones, ones)
+    end, _, _ = sample(np.tile(LOGITS[::-1], (len(code), 1)), rest, ones, ones)
+    joint = np.bincount(begin * 24 + end, minlength=24 * 24).reshape(24, 24) / len(code)
+    assert joint == pytest.approx(np.outer(softmax(LOGITS), softmax(LOGITS[::-1])), abs=1e-3)
+
+
+def test_codes_of_siblings_lie_evenly_and_do_not_know_their_number() -> None:
+    parent = np.full(64, 12345, np.uint64)
+    codes = sibling_codes(parent, np.arange(64, dtype=np.int32))
+    for count in (1, 2, 4, 8, 16, 32, 64):
+        gaps = np.diff(np.sort(codes[:count]), append=np.sort(codes[:count])[0] + 1)
+        assert gaps == pytest.approx(np.full(count, 1 / count))
+    many = sibling_codes(np.arange(20_000, dtype=np.uint64), np.full(20_000, 3, np.int32))
+    assert np.histogram(many, 10, (0, 1))[0] == pytest.approx(np.full(10, 2_000), rel=0.1)
 
 
 def test_uniform_numbers_fill_their_range() -> None:

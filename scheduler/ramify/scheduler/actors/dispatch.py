@@ -111,6 +111,7 @@ class Dispatcher:
             (command.plan.params,),
             np.zeros(len(command.offsets) - 1, np.int32),
             command.group,
+            command.code,
             command.node_id,
         )
         open_rows = np.ones(len(command.row), np.bool_)

@@ -33,7 +33,7 @@ class StepParams:
 class StepBatch:
     """Steps to sample: G groups (a group is one chain to be continued), B rows (a row is one continuation of a chain).
 
-    What a row yields depends on its chain's tokens, its seed and its params alone, never on the rest of the batch.
+    What a row yields depends on its chain's tokens, its code, its seed and its params alone, never on the rest of the batch.
     """
 
     tokens: NDArray[np.int32]  # [sum of lengths] the groups' chains one after the other: prompt and all steps so far
@@ -41,7 +41,8 @@ class StepBatch:
     params: tuple[StepParams, ...]
     group_params: NDArray[np.int32]  # [G] index into params
     group: NDArray[np.int32]  # [B] the group each row continues, ascending
-    seed: NDArray[np.uint64]  # [B]
+    code: NDArray[np.float64]  # [B] in [0, 1): the place of the sampled step among all steps, in the order of their token ids
+    seed: NDArray[np.uint64]  # [B] of what the code is too short to decide
 
     def __len__(self) -> int:
         return len(self.group)

@@ -14,6 +14,7 @@ _DTYPES = {
     "offsets": np.int64,
     "group_params": np.int32,
     "group": np.int32,
+    "code": np.float64,
     "seed": np.uint64,
 }
 
@@ -37,6 +38,8 @@ def check_batch(batch: StepBatch, vocabulary: int) -> None:
     _require(_within(batch.group, groups), "group points outside of the groups")
     _require(bool((np.diff(batch.group) >= 0).all()), "group is not ascending")
     _require(len(batch.seed) == len(batch.group), "seed and group differ in length")
+    _require(len(batch.code) == len(batch.group), "code and group differ in length")
+    _require(bool(((batch.code >= 0) & (batch.code < 1)).all()), "code is not in [0, 1)")
     for params in batch.params:
         _check_params(params)
 

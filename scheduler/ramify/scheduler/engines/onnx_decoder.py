@@ -14,8 +14,9 @@ from ramify.scheduler.engines.columns import ResultsBuilder
 from ramify.scheduler.engines.kv_rows import KvRows
 from ramify.scheduler.engines.onnx_model import OnnxModel
 from ramify.scheduler.engines.prefix_cache import PrefixCache, digest
-from ramify.scheduler.engines.sampling import sample
+from ramify.scheduler.engines.sampling import sample, uniform
 
+CODE_NATS = 20.0  # of a code's 53 bits, 29: the rest keeps the token after that exact to 1e-7; then a new code is drawn
 PAST_MULTIPLE = 32
 """A token at position p is fed with its past padded to the next multiple of this above p. Changing it changes bits."""
 
@@ -36,6 +37,7 @@ class _Group:
     params: StepParams
     delimiter: int
     rows: NDArray[np.int64]  # places in the batch
+    codes: NDArray[np.float64]
     seeds: NDArray[np.uint64]
     entered: int = 0  # how many of the rows have had a slot
     kv: F32 | None = None  # [C, H, len(chain)-1, D]: all tokens but the last, which is fed first
@@ -54,12 +56,14 @@ class _Lanes:
         self.start = np.zeros(slots, np.int64)  # where the step begins
         self.ticket = np.zeros(slots, np.int64)
         self.row = np.zeros(slots, np.int64)
+        self.code = np.zeros(slots, np.float64)
         self.seed = np.zeros(slots, np.uint64)
         self.temperature = np.zeros(slots, np.float64)
         self.top_p = np.ones(slots, np.float64)
         self.step_max = np.zeros(slots, np.int64)
         self.delimiter = np.zeros(slots, np.int64)
         self.logprob = np.zeros(slots, np.float64)
+        self.code_used = np.zeros(slots, np.float64)  # nats of the code that tokens have used up
 
 
 class OnnxDecoder:
@@ -117,6 +121,7 @@ class OnnxDecoder:
                     params=batch.params[params],
                     delimiter=delimiters[params],
                     rows=rows,
+                    codes=batch.code[rows],
                     seeds=batch.seed[rows],
                 )
             )
@@ -195,12 +200,13 @@ class OnnxDecoder:
         lane = self._occupy(group.ticket, group.chain, len(group.chain) - 1, group.kv)
         lanes.start[lane] = len(group.chain)
         lanes.row[lane] = group.rows[group.entered]
+        lanes.code[lane] = group.codes[group.entered]
         lanes.seed[lane] = group.seeds[group.entered]
         lanes.temperature[lane] = params.temperature
         lanes.top_p[lane] = params.top_p
         lanes.step_max[lane] = params.max_step_tokens
         lanes.delimiter[lane] = group.delimiter
-        lanes.logprob[lane] = 0
+        lanes.logprob[lane] = lanes.code_used[lane] = 0
         group.entered += 1
         self.rows_waiting -= 1
 
@@ -258,7 +264,11 @@ class OnnxDecoder:
             return finish
         lanes, lane = self._lanes, lane[sampling]
         place = lanes.length[lane] - lanes.start[lane]
-        token, logprob = sample(logits[sampling], lanes.seed[lane], place, lanes.temperature[lane], lanes.top_p[lane])
+        token, logprob, rest = sample(logits[sampling], lanes.code[lane], lanes.temperature[lane], lanes.top_p[lane])
+        used = lanes.code_used[lane] - logprob
+        spent = used > CODE_NATS
+        lanes.code[lane] = np.where(spent, uniform(lanes.seed[lane], place), rest)
+        lanes.code_used[lane] = np.where(spent, 0, used)
         bad, end = token < 0, (token[:, None] == self._model.eos).any(axis=1)
         kept = ~(bad | end)
         grows = lane[kept]

@@ -1,4 +1,9 @@
-"""Choice of tokens: a pure function of logits, seed and place, the same bits whatever the other rows are.
+"""Choice of tokens: a pure function of logits, code and seed, the same bits whatever the other rows are.
+
+A step is sampled by arithmetic decoding of a code in [0, 1) (Vilnis et al. 2023, arXiv:2210.15458, section 3): each token
+takes the interval of the distribution function that the code lies in, and what is left of the code decides the next one. A
+code drawn evenly gives a step exactly as the model would; codes spread evenly over siblings spread the steps over what the model
+thinks likely: of 16 siblings a step of probability 1/16 comes once, where chance alone would leave it out in 36 % of cases.
 
 Everything here is done in float64 row by row along the last axis, so a row's result does not depend on how many
 rows there are.
@@ -19,13 +24,12 @@ def uniform(seed: U64, place: I64) -> F64:
     return (mix64(seed, place.astype(np.uint64)) >> np.uint64(11)) * np.float64(2.0**-53)
 
 
-def sample(logits: NDArray[np.float32], seed: U64, place: I64, temperature: F64, top_p: F64) -> tuple[I64, F64]:
+def sample(logits: NDArray[np.float32], code: F64, temperature: F64, top_p: F64) -> tuple[I64, F64, F64]:
     """Draw a token a row by inverting the distribution function.
 
     Args:
         logits: `[n, V]`
-        seed: `[n]`
-        place: `[n]` the token's place in its step.
+        code: `[n]` in [0, 1).
         temperature: `[n]` 0 takes the likeliest token, of several the one of the lowest id.
         top_p: `[n]` the smallest set of likeliest tokens with this mass is drawn from; unused where greedy.
 
@@ -33,6 +37,7 @@ def sample(logits: NDArray[np.float32], seed: U64, place: I64, temperature: F64,
         token: `[n]` ids; -1 where the logits have no finite maximum.
         logprob: `[n]` natural logarithm of the token's probability under the distribution it was drawn from; under
             the model's own where greedy.
+        rest: `[n]` in [0, 1): where the code lies within the token's interval, the code of the next token.
     """
     rows = np.arange(len(logits))
     wide = logits.astype(np.float64)
@@ -48,12 +53,14 @@ def sample(logits: NDArray[np.float32], seed: U64, place: I64, temperature: F64,
         weight = _nucleus(weight, np.where(cut, top_p, np.inf))
     mass = np.cumsum(weight, axis=1)
     total = mass[:, -1]
-    token = np.count_nonzero(mass <= (uniform(seed, place) * total)[:, None], axis=1)
-    # rounding may lift u * total up to total: the last token with any mass then
+    token = np.count_nonzero(mass <= (code * total)[:, None], axis=1)
+    # rounding may lift code * total up to total: the last token with any mass then
     token = np.minimum(token, logits.shape[1] - 1 - np.argmax(weight[:, ::-1] > 0, axis=1))
     token = np.where(greedy, np.argmax(wide, axis=1), token)
     logprob = shifted[rows, token] - np.log(total)
-    return np.where(bad, -1, token), logprob
+    width = np.maximum(weight[rows, token], np.finfo(np.float64).tiny)  # 0 where a greedy row's token is outside of a nucleus
+    rest = np.clip((code * total - (mass[rows, token] - weight[rows, token])) / width, 0.0, 1 - 2.0**-53)
+    return np.where(bad, -1, token), logprob, rest
 
 
 def _nucleus(weight: F64, top_p: F64) -> F64:

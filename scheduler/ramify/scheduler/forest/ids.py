@@ -15,6 +15,7 @@ U64 = NDArray[np.uint64]
 _GOLDEN = 0x9E3779B97F4A7C15
 _M1, _M2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _MASK = 2**64 - 1
+_CODE = 0xC0DE  # tells codes from all else that is hashed from ids
 _POLYNOMIAL = 0x5851F42D4C957F2D  # odd, so that every power is invertible mod 2**64
 
 
@@ -55,6 +56,28 @@ def tree_ids(job_id: str, problems: NDArray[np.int64]) -> U64:
 def root_ids(seed: int, problems: NDArray[np.int64]) -> U64:
     """`[T]` node ids of the roots of a job's problems `[T]`: of the seed and the problem alone, not of the job."""
     return mix64(np.full(len(problems), mix64_int(seed & _MASK, 0), np.uint64), problems.astype(np.uint64))
+
+
+def node_codes(node_id: U64) -> NDArray[np.float64]:
+    """`[R]` codes in [0, 1) that are even over all nodes `[R]` and independent of each other."""
+    return (mix64(node_id, np.full(len(node_id), _CODE, np.uint64)) >> np.uint64(11)) * np.float64(2.0**-53)
+
+
+def sibling_codes(parent_id: U64, child_index: NDArray[np.int32]) -> NDArray[np.float64]:
+    """`[R]` codes in [0, 1) that are even over all nodes, and spread evenly over the children of one.
+
+    The van der Corput sequence in base 2, shifted by a random number of the parent's (Cranley and Patterson 1976): the first
+    `2**k` children lie `2**-k` apart, and no child's code depends on how many there will be.
+
+    Args:
+        parent_id: `[R]`.
+        child_index: `[R]`.
+    """
+    bits = child_index.astype(np.uint32)
+    for shift, mask in ((1, 0x55555555), (2, 0x33333333), (4, 0x0F0F0F0F), (8, 0x00FF00FF), (16, 0x0000FFFF)):
+        bits = ((bits >> np.uint32(shift)) & np.uint32(mask)) | ((bits & np.uint32(mask)) << np.uint32(shift))
+    shifted = mix64(parent_id, np.full(len(parent_id), _CODE, np.uint64)) + (bits.astype(np.uint64) << np.uint64(32))
+    return (shifted >> np.uint64(11)) * np.float64(2.0**-53)
 
 
 def hash_ranges(data: NDArray[np.uint8], counts: NDArray[np.int32]) -> U64:

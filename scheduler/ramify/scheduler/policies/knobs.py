@@ -13,6 +13,7 @@
 | `aggregate` | step scores to chain score: last, min, mean, prod | last | all |
 | `answer` | ended chains to answer: best, vote, weighted_vote | best | all |
 | `duplicates` | chains that say the same: drop, keep | drop | beam |
+| `siblings` | children of one node: spread over what is likely, or independent | beam: spread, else independent | all |
 | `seed` | same seed, same trees | 0 | all |
 """
 
@@ -31,6 +32,7 @@ from ramify.scheduler.policies.best_of_n import BestOfN
 
 Finished = Literal["compete", "retire", "refill"]
 Duplicates = Literal["drop", "keep"]
+Siblings = Literal["spread", "independent"]
 
 POLICIES = ("beam", "best_of_n")
 BEAM_ONLY = ("keep", "branch", "finished", "duplicates")
@@ -57,6 +59,7 @@ class Knobs:
     aggregate: Aggregate = "last"
     answer: AnswerRule = "best"
     duplicates: Duplicates = "drop"
+    siblings: Siblings = "spread"
     seed: int = 0
 
     @classmethod
@@ -89,10 +92,13 @@ class Knobs:
             ("aggregate", Aggregate),
             ("answer", AnswerRule),
             ("duplicates", Duplicates),
+            ("siblings", Siblings),
         ):
             if name in given and given[name] not in get_args(values):
                 raise KnobError(f"{name} is {given[name]!r}, but must be one of {', '.join(get_args(values))}")
-        return cls(**{**given, **beam_shape(given)})  # type: ignore[arg-type]  # each was checked above
+        # Best-of-n is by definition of independent samples; a beam only gains by siblings that differ.
+        siblings = "spread" if policy == "beam" else "independent"
+        return cls(**{"siblings": siblings, **given, **beam_shape(given)})  # type: ignore[arg-type]  # each was checked above
 
     def build(self) -> Policy:
         """The policy that the knobs describe."""
