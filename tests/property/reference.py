@@ -73,8 +73,11 @@ def plain_beam(tree: Tree, beam: Beam) -> PlainMoves:
     moves, growing, said = PlainMoves(), list[Node](), set[tuple[str, ...]]()
     retired = sum(node.status == Status.RETIRED for node in tree.nodes)
     contenders: list[Node] = []
-    for node in best_first([node for node in tree.nodes if node.status == Status.OPEN], beam.aggregate):
-        if beam.drop_duplicates and words(node) in said:
+    ranked = best_first([node for node in tree.nodes if node.status == Status.OPEN], beam.aggregate)
+    for node in ranked:
+        best, score = (np.float32(chain_score(one, beam.aggregate)) for one in (ranked[0], node))
+        far_behind = bool(score < np.float32(beam.threshold) * best)
+        if far_behind or (beam.drop_duplicates and words(node) in said):
             moves.prune.add(node.row)
         else:
             contenders.append(node)

@@ -28,6 +28,7 @@ def beams(draw: st.DrawFn) -> Beam:
         finished=draw(st.sampled_from(get_args(Finished))),
         aggregate=draw(st.sampled_from(get_args(Aggregate))),
         drop_duplicates=draw(st.booleans()),
+        threshold=draw(st.sampled_from((0.0, 0.5, 1.0))),
     )
 
 

@@ -363,6 +363,7 @@ class Search(_message.Message):
     DUPLICATES_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     SIBLINGS_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     """The algorithm: "best_of_n" or "beam"."""
     n: _builtins.int
@@ -391,6 +392,10 @@ class Search(_message.Message):
     """Two jobs with the same spec, problems, models and seed grow the same trees. Default 0."""
     siblings: Global___SiblingRule.ValueType
     """How the continuations of one chain are drawn."""
+    threshold: _builtins.float
+    """A chain whose score is below this share of the best one's in its tree is given up, even if a place is free (beam).
+    From 0 (none) to 1. Default 0.
+    """
     @_builtins.property
     def step(self) -> Global___StepBoundary:
         """Where a step ends."""
@@ -413,10 +418,11 @@ class Search(_message.Message):
         duplicates: Global___DuplicateRule.ValueType = ...,
         seed: _builtins.int | None = ...,
         siblings: Global___SiblingRule.ValueType = ...,
+        threshold: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_branch", b"_branch", "_keep", b"_keep", "_max_step_tokens", b"_max_step_tokens", "_max_steps", b"_max_steps", "_n", b"_n", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "branch", b"branch", "keep", b"keep", "max_step_tokens", b"max_step_tokens", "max_steps", b"max_steps", "n", b"n", "seed", b"seed", "step", b"step", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_branch", b"_branch", "_keep", b"_keep", "_max_step_tokens", b"_max_step_tokens", "_max_steps", b"_max_steps", "_n", b"_n", "_seed", b"_seed", "_temperature", b"_temperature", "_threshold", b"_threshold", "_top_p", b"_top_p", "branch", b"branch", "keep", b"keep", "max_step_tokens", b"max_step_tokens", "max_steps", b"max_steps", "n", b"n", "seed", b"seed", "step", b"step", "temperature", b"temperature", "threshold", b"threshold", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_branch", b"_branch", "_keep", b"_keep", "_max_step_tokens", b"_max_step_tokens", "_max_steps", b"_max_steps", "_n", b"_n", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "aggregate", b"aggregate", "answer", b"answer", "branch", b"branch", "duplicates", b"duplicates", "finished", b"finished", "keep", b"keep", "max_step_tokens", b"max_step_tokens", "max_steps", b"max_steps", "n", b"n", "policy", b"policy", "seed", b"seed", "siblings", b"siblings", "step", b"step", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_branch", b"_branch", "_keep", b"_keep", "_max_step_tokens", b"_max_step_tokens", "_max_steps", b"_max_steps", "_n", b"_n", "_seed", b"_seed", "_temperature", b"_temperature", "_threshold", b"_threshold", "_top_p", b"_top_p", "aggregate", b"aggregate", "answer", b"answer", "branch", b"branch", "duplicates", b"duplicates", "finished", b"finished", "keep", b"keep", "max_step_tokens", b"max_step_tokens", "max_steps", b"max_steps", "n", b"n", "policy", b"policy", "seed", b"seed", "siblings", b"siblings", "step", b"step", "temperature", b"temperature", "threshold", b"threshold", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__branch: _TypeAlias = _typing.Literal["branch"]  # noqa: Y015
     _WhichOneofArgType__branch: _TypeAlias = _typing.Literal["_branch", b"_branch"]  # noqa: Y015
@@ -432,6 +438,8 @@ class Search(_message.Message):
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
     _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
     _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
     _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
     @_typing.overload
@@ -448,6 +456,8 @@ class Search(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
 

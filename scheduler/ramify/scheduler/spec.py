@@ -2,10 +2,10 @@
 
 from ramify.scheduler.engines.base import StepParams
 from ramify.scheduler.plan import UNBOUNDED, JobPlan
-from ramify.scheduler.policies.knobs import KnobError, Knobs
+from ramify.scheduler.policies.knobs import BEAM_ONLY, KnobError, Knobs
 from ramify.v1 import job_pb2
 
-NUMBERS = ("n", "keep", "branch", "max_steps", "max_step_tokens", "temperature", "top_p", "seed")
+NUMBERS = ("n", "keep", "branch", "max_steps", "max_step_tokens", "temperature", "top_p", "threshold", "seed")
 ENUMS = {
     "finished": (job_pb2.FinishedRule, "FINISHED_RULE_"),
     "aggregate": (job_pb2.Aggregate, "AGGREGATE_"),
@@ -42,9 +42,8 @@ def fill_search(search: job_pb2.Search, delimiter: str) -> job_pb2.Search:
     """The same search with every default written out; `delimiter` is the generator's own. Raises `KnobError`."""
     knobs = knobs_of(search)
     filled = job_pb2.Search(policy=knobs.policy, step=search.step)
-    only_beam = ("keep", "branch")
     for name in NUMBERS:
-        if knobs.policy == "beam" or name not in only_beam:
+        if knobs.policy == "beam" or name not in BEAM_ONLY:
             setattr(filled, name, getattr(knobs, name))
     for name, (enum, prefix) in ENUMS.items():
         if knobs.policy == "beam" or name in ("aggregate", "answer", "siblings"):

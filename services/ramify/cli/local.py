@@ -16,6 +16,7 @@ from ramify.cli.output import make_console
 from ramify.cli.tree import render_tree
 from ramify.cli.watch import follow, summary
 from ramify.client import Client
+from ramify.client.spec import SpecFields
 from ramify.local.errors import AlreadyRunning, LocalError
 from ramify.local.models import tiny24
 from ramify.local.system import LISTEN, LocalConfig, LocalSystem
@@ -93,7 +94,9 @@ def submit_puzzles(client: Client, count: int) -> job_pb2.Job:
     # Every fourth or so: the file is sorted, and its beginning would be all ones.
     puzzles = [line for line in lines if line]
     chosen = puzzles[:: max(1, len(puzzles) // count)][:count]
-    return client.submit(chosen, name=DEMO, checker="countdown", policy="beam", n=16, max_steps=8, max_step_tokens=32)
+    limits: SpecFields = {"max_steps": 8, "max_step_tokens": 32}
+    search: SpecFields = {"policy": "beam", "n": 16, "keep": 8, "aggregate": "prod", "threshold": 0.3}
+    return client.submit(chosen, name=DEMO, checker="countdown", **limits, **search)
 
 
 def worth_seeing(client: Client, job: job_pb2.Job) -> int | None:

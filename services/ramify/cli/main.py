@@ -70,7 +70,7 @@ def submit(
 
     The knobs: n, keep, branch, max_steps, max_step_tokens, temperature, top_p, step=answer|TOKENS|DELIMITER,
     finished=compete|retire|refill, aggregate=last|min|mean|prod, answer=best|vote|weighted_vote, duplicates=drop|keep,
-    siblings=spread|independent.
+    siblings=spread|independent, threshold.
     """
     from ramify.cli import submit as submission
     from ramify.cli.problems import ProblemFile, parse_fields

@@ -41,6 +41,7 @@ class SpecFields(TypedDict, total=False):
     duplicates: Literal["drop", "keep"]
     seed: int
     siblings: Literal["spread", "independent"]
+    threshold: float
     tokens_max: int
     tokens_per_problem_max: int
     seconds_max: int

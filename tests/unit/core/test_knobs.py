@@ -41,6 +41,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "answer": ({"answer": "majority"}, ["answer is 'majority'", "best, vote, weighted_vote"]),
     "duplicates": ({"duplicates": "merge"}, ["duplicates is 'merge'", "drop, keep"]),
     "siblings": ({"siblings": "twins"}, ["siblings is 'twins'", "spread, independent"]),
+    "threshold": ({"threshold": 1.5}, ["threshold is 1.5", "to 1"]),
     "all three at odds": ({"n": 12, "keep": 4, "branch": 4}, ["4*4 = 16", "n is 12", "give two of the three"]),
     "keep that does not divide": ({"n": 16, "keep": 5}, ["keep is 5", "must divide n", "16"]),
     "keep above n": ({"n": 4, "keep": 8}, ["keep is 8", "must divide n", "4"]),

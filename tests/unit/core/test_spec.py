@@ -62,7 +62,7 @@ def test_a_filled_search_says_the_same_and_filling_it_again_changes_nothing(sear
     assert knobs_of(filled).build() == knobs_of(search).build()
     assert fill_search(filled, "another delimiter") == filled
     assert filled.step.WhichOneof("boundary"), "no default is left out"
-    names = [name for name in NUMBERS if knobs_of(search).policy == "beam" or name not in ("keep", "branch")]
+    names = [name for name in NUMBERS if knobs_of(search).policy == "beam" or name not in ("keep", "branch", "threshold")]
     assert all(filled.HasField(name) for name in names)  # type: ignore[arg-type]
     for field, value in search.ListFields():
         if field.name != "step" or value.WhichOneof("boundary"):

@@ -1,7 +1,8 @@
 """Beam search over reasoning steps, guided by a process reward model.
 
 Snell et al. 2024 (arXiv:2408.03314), section 5.2: sample `n` first steps; keep the best `keep` chains by their score; sample
-`branch` continuations of each; repeat until they have ended.
+`branch` continuations of each; repeat until they have ended. With a `threshold`, chains that are far behind the best are given up
+even where places are free (relative threshold pruning, Freitag and Al-Onaizan 2017, arXiv:1702.01806, section 3).
 """
 
 from dataclasses import dataclass
@@ -36,17 +37,21 @@ class Beam:
     finished: Literal["compete", "retire", "refill"] = "compete"
     aggregate: Aggregate = "last"
     drop_duplicates: bool = True  # of chains that say the same, only one may survive
+    threshold: float = 0.0  # share of the tree's best score below which a chain is given up
     barrier: Literal["level", "none"] = "level"
     scores: Literal["step", "end"] = "step"
 
     def advance(self, forest: Forest, trees: Rows) -> Moves:
         """Decide the next level of trees whose frontier is scored."""
         rows = forest.frontier(trees)  # [F]
-        order = order_in_segment(forest.tree[rows], forest.chain_scores(rows, self.aggregate), forest.node_id[rows])
-        rows = rows[order]  # best first within each tree
+        score = forest.chain_scores(rows, self.aggregate)
+        order = order_in_segment(forest.tree[rows], score, forest.node_id[rows])
+        rows, score = rows[order], score[order]  # best first within each tree
         tree, ended = forest.tree[rows], forest.ended(rows, self.max_steps)
         eligible = first_of_group(tree, forest.text_hash[rows], np.arange(len(rows), dtype=np.uint64))
         eligible |= not self.drop_duplicates
+        best = np.repeat(score[segment_starts(tree)], segment_lengths(tree))
+        eligible &= ~(score < np.float32(self.threshold) * best)
         survives, retires = self._places(forest, tree, eligible, ended)
 
         grows = survives & ~ended

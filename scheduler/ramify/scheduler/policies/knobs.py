@@ -14,6 +14,7 @@
 | `answer` | ended chains to answer: best, vote, weighted_vote | best | all |
 | `duplicates` | chains that say the same: drop, keep | drop | beam |
 | `siblings` | children of one node: spread over what is likely, or independent | beam: spread, else independent | all |
+| `threshold` | share of the best score below which a chain is given up | 0 (none is) | beam |
 | `seed` | same seed, same trees | 0 | all |
 """
 
@@ -35,7 +36,7 @@ Duplicates = Literal["drop", "keep"]
 Siblings = Literal["spread", "independent"]
 
 POLICIES = ("beam", "best_of_n")
-BEAM_ONLY = ("keep", "branch", "finished", "duplicates")
+BEAM_ONLY = ("keep", "branch", "finished", "duplicates", "threshold")
 BOUNDS = {"n": 4096, "keep": 4096, "branch": 4096, "max_steps": 4096, "max_step_tokens": 32_768}
 
 
@@ -60,6 +61,7 @@ class Knobs:
     answer: AnswerRule = "best"
     duplicates: Duplicates = "drop"
     siblings: Siblings = "spread"
+    threshold: float = 0.0
     seed: int = 0
 
     @classmethod
@@ -82,11 +84,7 @@ class Knobs:
         for name, most in BOUNDS.items():
             if name in given and not 1 <= int(given[name]) <= most:
                 raise KnobError(f"{name} is {given[name]}, but must be from 1 to {most}")
-        temperature, top_p = float(given.get("temperature", 1.0)), float(given.get("top_p", 1.0))
-        if not (math.isfinite(temperature) and 0 <= temperature <= 100):
-            raise KnobError(f"temperature is {temperature}, but must be from 0 (greedy) to 100")
-        if not 0 < top_p <= 1:
-            raise KnobError(f"top_p is {top_p}, but must be above 0 and at most 1")
+        check_numbers(given)
         for name, values in (
             ("finished", Finished),
             ("aggregate", Aggregate),
@@ -105,7 +103,18 @@ class Knobs:
         if self.policy == "best_of_n":
             return BestOfN(self.n, self.max_steps)
         drop = self.duplicates == "drop"
-        return Beam(self.n, self.keep, self.branch, self.max_steps, self.finished, self.aggregate, drop)
+        return Beam(self.n, self.keep, self.branch, self.max_steps, self.finished, self.aggregate, drop, self.threshold)
+
+
+def check_numbers(given: Mapping[str, int | float | str]) -> None:
+    """The knobs that are no whole numbers must be in their ranges. Raises `KnobError`."""
+    temperature, top_p = float(given.get("temperature", 1.0)), float(given.get("top_p", 1.0))
+    if not (math.isfinite(temperature) and 0 <= temperature <= 100):
+        raise KnobError(f"temperature is {temperature}, but must be from 0 (greedy) to 100")
+    if not 0 < top_p <= 1:
+        raise KnobError(f"top_p is {top_p}, but must be above 0 and at most 1")
+    if not 0 <= float(given.get("threshold", 0.0)) <= 1:
+        raise KnobError(f"threshold is {given['threshold']}, but must be from 0 (no chain is given up by it) to 1")
 
 
 def beam_shape(given: Mapping[str, int | float | str]) -> dict[str, int]:

@@ -23,8 +23,9 @@ LIMITS: dict[str, int] = {"max_steps": 8, "max_step_tokens": 32}
 METHODS: dict[str, dict[str, object]] = {
     "greedy": {"policy": "best_of_n", "n": 1, "temperature": 0.0},
     "one_sample": {"policy": "best_of_n", "n": 1},
-    "best_of_16": {"policy": "best_of_n", "n": 16},
-    "beam16": {"policy": "beam", "n": 16},
+    "best_of_16": {"policy": "best_of_n", "n": 16, "aggregate": "prod"},
+    "best_of_16_spread": {"policy": "best_of_n", "n": 16, "aggregate": "prod", "siblings": "spread"},
+    "beam16": {"policy": "beam", "n": 16, "keep": 8, "aggregate": "prod", "threshold": 0.3},
 }
 
 
