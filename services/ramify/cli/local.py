@@ -94,9 +94,9 @@ def submit_puzzles(client: Client, count: int) -> job_pb2.Job:
     # Every fourth or so: the file is sorted, and its beginning would be all ones.
     puzzles = [line for line in lines if line]
     chosen = puzzles[:: max(1, len(puzzles) // count)][:count]
-    limits: SpecFields = {"max_steps": 8, "max_step_tokens": 32}
     search: SpecFields = {"policy": "beam", "n": 16, "keep": 8, "aggregate": "prod", "threshold": 0.3}
-    return client.submit(chosen, name=DEMO, checker="countdown", **limits, **search)
+    search |= {"name": DEMO, "checker": "countdown", "max_steps": 8, "max_step_tokens": 32}
+    return client.submit(chosen, **search)
 
 
 def worth_seeing(client: Client, job: job_pb2.Job) -> int | None:
