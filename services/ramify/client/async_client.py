@@ -11,9 +11,10 @@ from ramify.client.connection import (
     CHANNEL_OPTIONS,
     PAGE_SIZE,
     RECONNECT_TIMEOUT_S,
+    WATCH_TIMEOUT_S,
     Lifeline,
 )
-from ramify.client.errors import ClientError, translated
+from ramify.client.errors import ClientError, status_code, translated
 from ramify.client.spec import SpecFields, job_spec
 from ramify.client.upload import ProblemLike, Upload
 from ramify.v1 import job_pb2, job_service_pb2, job_service_pb2_grpc
@@ -112,7 +113,8 @@ class AsyncClient:
         """See `Client.watch`."""
         lifeline = Lifeline(self.address)
         while True:
-            call = self._stub.WatchJob(job_service_pb2.WatchJobRequest(job_id=job_id, cursor=cursor))
+            request = job_service_pb2.WatchJobRequest(job_id=job_id, cursor=cursor)
+            call = self._stub.WatchJob(request, timeout=WATCH_TIMEOUT_S)
             try:
                 async for response in call:
                     cursor = response.event.cursor
@@ -120,7 +122,8 @@ class AsyncClient:
                     yield response.event
                 return
             except grpc.RpcError as error:
-                await self._wait_for_gateway(lifeline.broken(error))
+                if status_code(error) is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    await self._wait_for_gateway(lifeline.broken(error))
             finally:
                 call.cancel()
 

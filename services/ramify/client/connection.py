@@ -53,6 +53,10 @@ CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
 )
 
 
+#: A watch is taken up anew, at its cursor, after so long: a stream can be lost without either side being told.
+WATCH_TIMEOUT_S = 20.0
+
+
 class Lifeline:
     """Decides whether a stream that broke is taken up again.
 

@@ -1,3 +1,4 @@
+import functools
 import queue
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +12,10 @@ from ramify.client.connection import (
     CHANNEL_OPTIONS,
     PAGE_SIZE,
     RECONNECT_TIMEOUT_S,
+    WATCH_TIMEOUT_S,
     Lifeline,
 )
-from ramify.client.errors import ClientError, translated
+from ramify.client.errors import ClientError, status_code, translated
 from ramify.client.spec import SpecFields, job_spec
 from ramify.client.upload import ProblemLike, Upload
 from ramify.v1 import job_pb2, job_service_pb2, job_service_pb2_grpc
@@ -137,7 +139,8 @@ class Client:
         """
         lifeline = Lifeline(self.address)
         while True:
-            call = self._started(self._stub.WatchJob, job_service_pb2.WatchJobRequest(job_id=job_id, cursor=cursor))
+            start = functools.partial(self._stub.WatchJob, timeout=WATCH_TIMEOUT_S)
+            call = self._started(start, job_service_pb2.WatchJobRequest(job_id=job_id, cursor=cursor))
             try:
                 for response in call:
                     cursor = response.event.cursor
@@ -145,7 +148,8 @@ class Client:
                     yield response.event
                 return
             except grpc.RpcError as error:
-                self._wait_for_gateway(lifeline.broken(error))
+                if status_code(error) is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    self._wait_for_gateway(lifeline.broken(error))
             finally:
                 call.cancel()  # for those who stop reading
 
