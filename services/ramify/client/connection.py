@@ -19,9 +19,9 @@ RECONNECTS_MAX = 5
 #: Items on a page of a listing.
 PAGE_SIZE = 500
 
-# gRPC itself repeats calls that break before their first answer, which is safe since every call of the API is. Not watches: one that
-# it repeated while the gateway came back was seen to stay open for ever without an answer; `Lifeline` takes them up. Four
-# tries in about half a second outlast a dropped connection and still tell soon that nobody listens.
+# gRPC itself repeats calls that break before their first answer, which is safe since every call of the API is. Not watches:
+# one that it repeated while the gateway came back was seen to stay open for ever without an answer; `Lifeline` takes them up.
+# Four tries in about half a second outlast a dropped connection and still tell soon that nobody listens.
 _SERVICE_CONFIG = MappingProxyType(
     {
         "methodConfig": [
