@@ -14,6 +14,7 @@ import pytest
 
 from ramify.scheduler.engines.base import Finish
 from ramify.scheduler.engines.onnx import OnnxEngine, OnnxParams
+from ramify.scheduler.engines.onnx_decoder import PAST_MULTIPLE
 from ramify.scheduler.errors import EngineError
 from tests.unit.engines.helpers import MODEL, PROBLEMS, STEP, Job, batch_of, collect, encode, needs_model, rows_of, search
 
@@ -83,10 +84,11 @@ async def test_a_step_across_paddings_equals_two_steps_after_a_restart(make: Mak
     one, two = make(), make()
     chain = encode(one, "12 34 56 78|90\n")
     whole = (await collect(one, [Job(chain, 0, ENDLESS)]))[0].tokens
-    assert len(whole) > 40  # over a multiple of the padding
-    half = tuple(whole[:35])
+    split = PAST_MULTIPLE - len(chain) + 3
+    assert len(whole) > split  # it ends beyond a multiple of the padding, and so does its first part
+    half = tuple(whole[:split])
     rest = await collect(two, [Job(chain + half, 0, ENDLESS)])
-    assert half + rest[0].tokens[: len(whole) - 35] == whole
+    assert half + rest[0].tokens[: len(whole) - split] == whole
 
 
 async def test_greedy_equals_a_full_recomputation(make: Make) -> None:
