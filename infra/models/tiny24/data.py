@@ -41,10 +41,7 @@ class Mix:
 
 
 GENERATOR_MIX = Mix(countdown=0.45, three=0.08, five=0.005)
-"""Of the two thirds of its problems that `States` does not make."""
-EXPLORE = 0.25
-"""Share of those problems whose first step is any legal one. A generator of solutions alone is sure of wrong
-first steps on hands it has not seen, and no sampling recovers from that; this keeps its proposals diverse."""
+"""Of the three quarters of its problems that `States` does not make."""
 PRM_MIX = Mix(countdown=0.3, three=0.2, five=0.01)
 """Of the quarter of its problems that `States` does not make."""
 
@@ -143,12 +140,14 @@ def legal_step(state: State, rng: random.Random) -> Step:
     return rng.choice(small if small and rng.random() < 0.6 else legal)
 
 
-def generator_row(problem: Problem, first: Step | None, rng: random.Random) -> Row | None:
+def generator_row(problem: Problem, first: Step | None, explore: float, rng: random.Random) -> Row | None:
     """A problem's line and a random solution; the labels are the next tokens, from the first step on.
 
-    The solution starts with the step `first` where there is one; else, with EXPLORE's odds, with any step.
+    The solution starts with the step `first` where there is one; else, with the odds `explore`, with any legal step. A
+    generator of solutions alone is sure of wrong first steps on hands it has not seen, and no sampling recovers from
+    that; this keeps its proposals diverse.
     """
-    if first is None and rng.random() < EXPLORE:
+    if first is None and rng.random() < explore:
         first = legal_step(problem.numbers, rng)
     if first is None:
         chosen = puzzles.random_solution(problem, rng)
@@ -285,15 +284,15 @@ def pack(rows: list[Row]) -> Arrays:
     return ids, labels
 
 
-def generator_data(count: int, seed: int) -> Arrays:
-    """About `count` solution traces."""
+def generator_data(count: int, seed: int, explore: float) -> Arrays:
+    """About `count` solution traces; see `generator_row` for `explore`."""
     rng = random.Random(seed)
     problems = Problems(rng, GENERATOR_MIX, solvable=True)
-    states = States(rng, live=1.0, alone=0.0, near=0.35)
+    states = States(rng, live=1.0, alone=0.0, near=0.6)
     rows: list[Row] = []
     for _ in range(count):
-        problem, first = states.draw() if rng.random() < 0.35 else (problems.draw(), None)
-        row = generator_row(problem, first, rng)
+        problem, first = states.draw() if rng.random() < 0.25 else (problems.draw(), None)
+        row = generator_row(problem, first, explore, rng)
         if row is not None:
             rows.append(row)
     return pack(rows)
