@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ramify.scheduler.engines.base import Finish
-from ramify.scheduler.forest.forest import Dirty, Forest, Status, TreeStatus
+from ramify.scheduler.forest.columns import Dirty, Status, TreeStatus
+from ramify.scheduler.forest.forest import Forest
 from ramify.scheduler.forest.ids import root_ids, tree_ids
 
 # Few values, so that scores tie and texts repeat; eighths, so that sums and products are exact in any order.
@@ -128,6 +129,9 @@ def settle(grown: Grown) -> None:
         forest.trees.outstanding[index], forest.trees.status[index] = busy, tree.status
         if tree.best:
             forest.trees.best[index] = tree.best.row
+    landed = (forest.status[: forest.size] != Status.SAMPLING) & (forest.status[: forest.size] != Status.SCORING)
+    forest.turn[: forest.size] = landed
+    forest.relist()
 
 
 @st.composite

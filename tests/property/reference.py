@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ramify.scheduler.engines.base import Finish
-from ramify.scheduler.forest.forest import Status, TreeStatus
+from ramify.scheduler.forest.columns import Status, TreeStatus
 from ramify.scheduler.policies.beam import Beam
 from tests.property.forests import Grown, Node, Tree
 
@@ -77,7 +77,7 @@ def plain_beam(tree: Tree, beam: Beam) -> PlainMoves:
     for node in ranked:
         best, score = (np.float32(chain_score(one, beam.aggregate)) for one in (ranked[0], node))
         far_behind = bool(score < np.float32(beam.threshold) * best)
-        if far_behind or (beam.drop_duplicates and words(node) in said):
+        if far_behind or (beam.duplicates == "drop" and words(node) in said):
             moves.prune.add(node.row)
         else:
             contenders.append(node)
@@ -107,19 +107,26 @@ def plain_beam(tree: Tree, beam: Beam) -> PlainMoves:
     return moves
 
 
-def plain_choose(tree: Tree, rule: str, aggregate: str) -> Node | None:
+def last_line(node: Node) -> str:
+    lines = [line.strip() for line in "".join(words(node)).split("\n") if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def plain_choose(tree: Tree, rule: str, aggregate: str, cut: str, max_steps: int) -> Node | None:
     """The node that ends the tree's answer."""
     ended = [node for node in tree.nodes if node.parent and node.status in (Status.OPEN, Status.RETIRED)]
-    ranked = best_first([node for node in ended if node.finish == Finish.END], aggregate)
+    whole = [node for node in ended if node.finish == Finish.END or (cut == "answer" and has_ended(node, max_steps))]
+    ranked = best_first(whole, aggregate)
     if rule == "best" or not ranked:
         return ranked[0] if ranked else None
     votes: dict[str, float] = {}
     for node in ranked:
         score = chain_score(node, aggregate)
         weight = 1.0 if rule == "vote" else 0.0 if math.isnan(score) else float(np.float32(score))
-        votes[node.text] = votes.get(node.text, 0.0) + weight
-    most = max(np.float32(count) for count in votes.values())
-    return next(node for node in ranked if np.float32(votes[node.text]) == most)
+        votes[last_line(node)] = votes.get(last_line(node), 0.0) + weight
+    votes[""] = -1.0  # who says nothing has no vote
+    most = max(np.float32(votes[last_line(node)]) for node in ranked)
+    return next(node for node in ranked if np.float32(votes[last_line(node)]) == most)
 
 
 def plain_kept(grown: Grown) -> list[Node]:

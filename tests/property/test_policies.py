@@ -7,12 +7,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ramify.scheduler.forest.forest import Aggregate, Status
-from ramify.scheduler.policies.answers import AnswerRule, choose
+from ramify.scheduler.forest.columns import Status
+from ramify.scheduler.forest.forest import Aggregate
+from ramify.scheduler.policies.answers import AnswerRule, CutRule, answer_texts, answering, choose, group_answers
 from ramify.scheduler.policies.base import Moves
 from ramify.scheduler.policies.beam import Beam
 from ramify.scheduler.policies.best_of_n import BestOfN
-from ramify.scheduler.policies.knobs import Finished
+from ramify.scheduler.policies.extract import Extract
 from tests.property.forests import Grown, forests, i32, same_score, some_trees
 from tests.property.reference import PlainMoves, plain_beam, plain_best_of_n, plain_choose, words
 
@@ -25,9 +26,9 @@ def beams(draw: st.DrawFn) -> Beam:
         keep=keep,
         branch=branch,
         max_steps=draw(st.integers(1, 5)),
-        finished=draw(st.sampled_from(get_args(Finished))),
+        finished=draw(st.sampled_from(("compete", "retire", "refill"))),
         aggregate=draw(st.sampled_from(get_args(Aggregate))),
-        drop_duplicates=draw(st.booleans()),
+        duplicates=draw(st.sampled_from(("drop", "keep"))),
         threshold=draw(st.sampled_from((0.0, 0.5, 1.0))),
     )
 
@@ -86,7 +87,7 @@ def test_a_tree_is_decided_about_alone(grown: Grown, beam: Beam) -> None:
 @given(forests(levels=True), beams())
 def test_equal_chains_do_not_survive_together(grown: Grown, beam: Beam) -> None:
     moves = beam.advance(grown.forest, i32(*range(len(grown.trees))))
-    if not beam.drop_duplicates:
+    if beam.duplicates == "keep":
         return
     for tree in grown.trees:
         going_on = [words(node) for node in tree.nodes if node.row in {*moves.expand.tolist(), *moves.retire.tolist()}]
@@ -98,11 +99,20 @@ def test_equal_chains_do_not_survive_together(grown: Grown, beam: Beam) -> None:
     forests(answers=True) | forests(),
     st.sampled_from(get_args(AnswerRule)),
     st.sampled_from(get_args(Aggregate)),
+    st.sampled_from(get_args(CutRule)),
+    st.integers(1, 4),
 )
-def test_choose_equals_its_reference(data: st.DataObject, grown: Grown, rule: AnswerRule, aggregate: Aggregate) -> None:
+def test_choose_equals_its_reference(
+    data: st.DataObject, grown: Grown, rule: AnswerRule, aggregate: Aggregate, cut: CutRule, max_steps: int
+) -> None:
     chosen = some_trees(data, grown)
-    rows, scores = choose(grown.forest, i32(*chosen), rule, aggregate)
-    best = [node for node in (plain_choose(grown.trees[tree], rule, aggregate) for tree in chosen) if node]
+    extract, trees = Extract("last_line"), i32(*chosen)
+    answers = answering(grown.forest, trees, cut, max_steps)
+    for tree in chosen:
+        mine = answers[grown.forest.tree[answers] == tree]
+        grown.forest.group[mine] = group_answers(answer_texts(grown.forest, mine, extract), "exact", 0.0)
+    rows, scores = choose(grown.forest, answers, rule, aggregate)
+    best = [node for node in (plain_choose(grown.trees[tree], rule, aggregate, cut, max_steps) for tree in chosen) if node]
     assert rows.tolist() == [node.row for node in best]
     wanted = grown.forest.chain_scores(rows, aggregate)
     assert all(same_score(found, score) for found, score in zip(scores.tolist(), wanted.tolist(), strict=True))

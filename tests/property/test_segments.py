@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from ramify.scheduler.forest import segments
 from ramify.scheduler.forest.ids import mix64, mix64_int, root_ids, tree_ids
+from ramify.scheduler.forest.segments import count_before, total_in_segment
 from ramify.scheduler.forest.table import Arena, Table, ranges
 from ramify.scheduler.placement import rendezvous
-from ramify.scheduler.policies.beam import count_before, total_in_segment
 from tests.property.forests import SCORES, i32, same_score
 from tests.property.reference import shares
 
@@ -69,12 +69,15 @@ def test_shares(data: st.DataObject, segment: list[int]) -> None:
 def test_first_of_group(data: st.DataObject, segment: list[int]) -> None:
     size = len(segment)
     group = data.draw(st.lists(st.integers(0, 3), min_size=size, max_size=size))
-    tie = data.draw(st.lists(U64, min_size=size, max_size=size, unique=True))
-    found = segments.first_of_group(i32(*segment), np.array(group, np.uint64), np.array(tie, np.uint64))
-    lowest: dict[tuple[int, int], int] = {}
-    for name, value in zip(zip(segment, group, strict=True), tie, strict=True):
-        lowest[name] = min(value, lowest.get(name, value))
-    assert found.tolist() == [lowest[segment[at], group[at]] == tie[at] for at in range(size)]
+    found = segments.first_of_group(i32(*segment), np.array(group, np.uint64))
+    names = list(zip(segment, group, strict=True))
+    assert found.tolist() == [names.index(name) == at for at, name in enumerate(names)]
+
+
+@given(st.data(), st.lists(st.integers(0, 40), unique=True).map(sorted))
+def test_minus(data: st.DataObject, trees: list[int]) -> None:
+    others = data.draw(st.lists(st.sampled_from(trees), max_size=12)) if trees else []
+    assert segments.minus(i32(*trees), i32(*others)).tolist() == [tree for tree in trees if tree not in others]
 
 
 @given(st.data(), sorted_segments)

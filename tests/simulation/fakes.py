@@ -2,14 +2,17 @@
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.scheduler.commands import Chains, Generate
+from ramify.scheduler.commands import Chains, Compare, Generate
 from ramify.scheduler.engines.base import Finish
-from ramify.scheduler.events import AnswersChecked, StepsLost, StepsSampled, StepsScored
+from ramify.scheduler.events import AnswersChecked, AnswersGrouped, StepsLost, StepsSampled, StepsScored
+from ramify.scheduler.forest.columns import NO_GROUP
 from ramify.scheduler.forest.ids import mix64_int
+from ramify.scheduler.forest.table import select
 
 Index = NDArray[np.int64]
 
@@ -53,7 +56,7 @@ def sampled(command: Generate, which: Index) -> StepsSampled:
     tokens = [tokens_of(node, command.plan.params.max_step_tokens) for node in nodes]
     texts = [text_of(node).encode() for node in nodes]
     return StepsSampled(
-        row=command.row[which],
+        hint=command.hint[which],
         tree_id=command.tree_id[which],
         node_id=command.node_id[which],
         tokens=i32([token for step in tokens for token in step]),
@@ -69,9 +72,10 @@ def sampled(command: Generate, which: Index) -> StepsSampled:
 
 def scored(chains: Chains, which: Index) -> StepsScored:
     """The verifier's answer to some chains."""
-    scores = [scores_of(chains.problem[at], chains.steps[at]) for at in which.tolist()]
+    texts = chains.texts()
+    scores = [scores_of(*texts[at]) for at in which.tolist()]
     return StepsScored(
-        row=chains.row[which],
+        hint=chains.hint[which],
         tree_id=chains.tree_id[which],
         node_id=chains.node_id[which],
         scores=np.array([score for chain in scores for score in chain], np.float32),
@@ -82,10 +86,32 @@ def scored(chains: Chains, which: Index) -> StepsScored:
 
 def checked(chains: Chains, which: Index) -> AnswersChecked:
     """The checker's answer to some trees."""
-    verdicts = [zlib.crc32("".join((chains.problem[at], *chains.steps[at])).encode()) % 3 for at in which.tolist()]
+    texts = [chains.texts()[at] for at in which.tolist()]
+    verdicts = [zlib.crc32("".join((problem, *steps)).encode()) % 3 for problem, steps in texts]
     return AnswersChecked(chains.tree_id[which], np.array(verdicts, np.uint8))
+
+
+def grouped(command: Compare) -> AnswersGrouped:
+    """The answer of a shell whose rule takes answers for the same that begin with the same letter."""
+    heads: dict[tuple[int, str], int] = {}
+    found: list[int] = []
+    for tree, answer in zip(command.tree_id.tolist(), command.answers, strict=True):
+        known = sum(of == tree for of, _ in heads)
+        found.append(heads.setdefault((tree, answer[0]), known) if answer else NO_GROUP)
+    return AnswersGrouped(command.tree_id, command.node_id, i32(found))
 
 
 def lost(asked: Generate | Chains, which: Index) -> StepsLost:
     """Some rows of a command that nobody will answer."""
-    return StepsLost(asked.row[which], asked.tree_id[which], asked.node_id[which], "the wire was cut")
+    return StepsLost(asked.hint[which], asked.tree_id[which], asked.node_id[which], asked.attempt[which], "the wire was cut")
+
+
+def some(event: StepsSampled, which: NDArray[np.bool_]) -> StepsSampled:
+    """The event with some of its rows alone."""
+    rows = ("hint", "tree_id", "node_id", "token_count", "text_count", "logprob", "finish", "score")
+    return replace(
+        event,
+        **{name: getattr(event, name)[which] for name in rows},
+        tokens=select(event.tokens, event.token_count, which),
+        text=select(event.text, event.text_count, which),
+    )

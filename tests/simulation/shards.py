@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from ramify.scheduler.commands import Command
 from ramify.scheduler.shard import Shard
 
 
@@ -18,13 +17,14 @@ def snapshot(shard: Shard) -> dict[str, Any]:
     arenas = {
         "tokens": forest.tokens.data[: forest.tokens.size].tobytes(),
         "text": forest.text.data[: forest.text.size].tobytes(),
+        "listed": forest._listed.data[: forest._listed.size].tobytes(),
     }
     own = {"plans": list(shard.plans), "messages": dict(shard.messages), "sizes": (forest.size, trees.size)}
     commit = {"commit": (shard._sequence, shard._committing, shard._flushed_ms), "touched": len(shard._touched)}
     return {**columns, **arenas, **own, **commit}
 
 
-def trace(found: Sequence[Command]) -> str:
+def trace(found: Sequence[object]) -> str:
     """Commands, to the last bit."""
     return "\n".join(_text(command) for command in found)
 

@@ -24,6 +24,7 @@ class Step:
     logprob: float
     score: float | None
     finish: int
+    turn: int
 
 
 class Store:
@@ -47,12 +48,13 @@ class Store:
             assert (tree_id, step.parent_id) in self.steps or step.parent_id == above, f"{name} has no committed parent"
             self.steps[name] = step
         scores = commit.scores
-        for tree_id, node_id, score in zip(scores.tree_id.tolist(), scores.node_id.tolist(), scores.score.tolist(), strict=True):
+        names = zip(scores.tree_id.tolist(), scores.node_id.tolist(), strict=True)
+        for (tree_id, node_id), score, turn in zip(names, scores.score.tolist(), scores.turn.tolist(), strict=True):
             step = self.steps[tree_id, node_id]
-            assert step.score is None, "a step is scored once"
+            assert step.score is None or step.turn == 0, "a step is scored once"
             failed = math.isnan(score)
             finish = int(Finish.ERROR) if failed else step.finish
-            self.steps[tree_id, node_id] = replace(step, score=None if failed else score, finish=finish)
+            self.steps[tree_id, node_id] = replace(step, score=None if failed else score, finish=finish, turn=turn)
         for delta in commit.jobs:
             self.step_count[delta.job_id] += delta.steps
             self.token_count[delta.job_id] += delta.tokens
@@ -76,6 +78,7 @@ class Store:
             logprob=np.array([step.logprob for _, step in found], np.float32),
             score=np.array([math.nan if step.score is None else step.score for _, step in found], np.float32),
             finish=np.array([step.finish for _, step in found], np.uint8),
+            turn=np.array([step.turn for _, step in found], np.int32),
         )
 
     def path(self, tree_id: int, node_id: int) -> list[Step]:
@@ -105,6 +108,7 @@ def steps_of(nodes: NodeRows) -> dict[Name, Step]:
             logprob=float(nodes.logprob[at]),
             score=None if math.isnan(score) else score,
             finish=int(nodes.finish[at]),
+            turn=int(nodes.turn[at]),
         )
         token_at, text_at = token_end, text_end
     return found

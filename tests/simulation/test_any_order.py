@@ -4,6 +4,7 @@ import pytest
 
 from ramify.scheduler import shard
 from ramify.scheduler.engines.base import Finish
+from ramify.scheduler.forest.forest import Forest
 from ramify.scheduler.plan import Outcome
 from tests.simulation.jobs import WORKS, assert_same, calm, run
 from tests.simulation.world import ROUGH, Weather, World
@@ -11,7 +12,7 @@ from tests.simulation.world import ROUGH, Weather, World
 OVERTAKING = Weather(delay_ms_max=20, batch_max=2)
 REPEATED = Weather(delay_ms_max=20, batch_max=4, duplicate=0.7)
 LOSSY = Weather(delay_ms_max=20, batch_max=4, lose=0.3, late=0.6)
-SEEDS = 24  # of each job
+SEEDS = 8  # of each job
 
 
 @pytest.mark.parametrize("weather", [OVERTAKING, REPEATED, LOSSY], ids=["overtaking", "repeated", "lossy"])
@@ -24,10 +25,11 @@ def test_same_outcome_in_any_order(name: str, weather: Weather) -> None:
 @pytest.mark.parametrize("name", WORKS)
 def test_same_outcome_when_rows_are_renumbered_all_the_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard, "COMPACT_MIN", 1)
+    monkeypatch.setattr(Forest, "dead_rows", lambda forest: forest.size)
     for seed in range(3):
         world = run(name, REPEATED, seed)
         assert_same(world, name)
-        assert world.shard._rows_kept > 0, "compaction did happen"
+        assert world.shard.forest._epoch > 0, "compaction did happen"
 
 
 @pytest.mark.parametrize("name", WORKS)
@@ -46,7 +48,7 @@ def test_the_jobs_are_worth_running() -> None:
     assert {result.outcome for result in results} == {*Outcome}
     assert {result.verdict for result in results} == {0, 1, 2}
     assert {step.finish for step in steps} == {*Finish}
-    assert {step.depth for step in steps} == {1, 2, 3, 4}
+    assert {step.depth for step in steps} >= {1, 2, 3, 4}
     assert sum(step.finish == Finish.ERROR and step.text != b"" for step in steps) > 3, "some could not be scored"
 
 

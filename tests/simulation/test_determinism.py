@@ -12,7 +12,7 @@ from ramify.scheduler.shard import Shard
 from tests.simulation.jobs import WORKS, assert_same, run
 from tests.simulation.shards import snapshot, trace
 from tests.simulation.traces import replayed
-from tests.simulation.world import ROUGH, Weather, World, is_loss
+from tests.simulation.world import ROUGH, Weather, World, counts_again
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,10 +47,10 @@ def assert_deaf(world: World, events: list[Event]) -> None:
 
 def repeat_all(world: World, events: list[Event]) -> None:
     """What has just been handled comes again, and so does something from long ago."""
-    assert_deaf(world, [event for event in events if not is_loss(event)])
+    assert_deaf(world, [event for event in events if not counts_again(event)])
     old = world.lives[-1][world.now_ms % len(world.lives[-1])]
     # An old admission may be of a tree that is long gone: not to ask for it again is the caller's part.
-    assert_deaf(world, [event for event in old if not is_loss(event) and type(event).__name__ != "TreesAdmitted"])
+    assert_deaf(world, [event for event in old if not counts_again(event) and type(event).__name__ != "TreesAdmitted"])
 
 
 @pytest.mark.parametrize("name", WORKS)

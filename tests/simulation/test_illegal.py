@@ -12,6 +12,7 @@ from ramify.scheduler.engines.base import Finish
 from ramify.scheduler.errors import IllegalEvent
 from ramify.scheduler.events import (
     AnswersChecked,
+    AnswersGrouped,
     Committed,
     Event,
     JobCancelled,
@@ -21,7 +22,7 @@ from ramify.scheduler.events import (
     Tick,
     TreesAdmitted,
 )
-from ramify.scheduler.forest.forest import Status
+from ramify.scheduler.forest.columns import Status
 from ramify.scheduler.shard import Shard, ShardLimits
 from tests.simulation import fakes
 from tests.simulation.shards import snapshot, trace
@@ -37,6 +38,7 @@ class Stage:
         self.shard = Shard(ShardLimits(flush_ms=FLUSH_MS))
         self.admitted = admitted(WORK, (0, 1))
         (asked,) = self.shard.handle([self.admitted])
+        self.root_hint = self.shard.forest.hints(fakes.i32([0]))
         assert isinstance(asked, Generate)
         self.asked = asked
         found = self.shard.handle([fakes.sampled(asked, np.arange(6)), Tick(100)])
@@ -44,8 +46,8 @@ class Stage:
         self.chains = score.chains
         self.scored = fakes.scored(self.chains, np.arange(2))
         self.shard.handle([self.scored])
-        self.rest = fakes.sampled(self.asked, np.arange(6, 12))
-        self.unscored = fakes.scored(self.chains, np.arange(2, len(self.chains.row)))
+        self.rest = replace(fakes.sampled(self.asked, np.arange(6, 12)), turn=fakes.i32([0] * 6))
+        self.unscored = fakes.scored(self.chains, np.arange(2, len(self.chains.length)))
         statuses = {*self.shard.forest.status[: self.shard.forest.size].tolist()}
         assert {Status.SAMPLING, Status.SCORING, Status.OPEN, Status.EXPANDED} <= statuses
 
@@ -76,13 +78,13 @@ def with_first(event: Any, name: str, value: float) -> Any:
 def unsampled_score(stage: Stage) -> StepsScored:
     """A score for a node that an engine is still at work on."""
     return StepsScored(
-        stage.asked.row[-1:], stage.asked.tree_id[-1:], stage.asked.node_id[-1:], np.zeros(1, np.float32), fakes.i32([1])
+        stage.asked.hint[-1:], stage.asked.tree_id[-1:], stage.asked.node_id[-1:], np.zeros(1, np.float32), fakes.i32([1])
     )
 
 
 def root_score(stage: Stage) -> StepsScored:
     return StepsScored(
-        fakes.i32([0]), stage.admitted.tree_id[:1], stage.admitted.root_id[:1], np.zeros(1, np.float32), fakes.i32([1])
+        stage.root_hint, stage.admitted.tree_id[:1], stage.admitted.root_id[:1], np.zeros(1, np.float32), fakes.i32([1])
     )
 
 
@@ -95,15 +97,22 @@ def no_scores(stage: Stage) -> StepsScored:
     return replace(stage.unscored, scores=np.empty(0, np.float32), length=stage.unscored.length * 0)
 
 
+def grouping(stage: Stage) -> AnswersGrouped:
+    """Chains that have ended, compared."""
+    return AnswersGrouped(stage.scored.tree_id, stage.scored.node_id, fakes.i32([0, 0]))
+
+
 ADMITTED = ("tree_id", "problem", "root_id", "token_count", "text_count", "tokens", "text")
-SAMPLED = ("row", "tree_id", "node_id", "token_count", "text_count", "logprob", "finish", "score", "tokens", "text")
-SCORED = ("row", "tree_id", "node_id", "length", "scores")
-LOST = ("row", "tree_id", "node_id")
+SAMPLED = ("hint", "tree_id", "node_id", "token_count", "text_count", "logprob", "finish", "score", "tokens", "text", "turn")
+SCORED = ("hint", "tree_id", "node_id", "length", "scores")
+LOST = ("hint", "tree_id", "node_id", "attempt")
+GROUPED = ("tree_id", "node_id", "group")
 
 ILLEGAL: dict[str, Callable[[Stage], Event]] = {
     **{f"TreesAdmitted.{name} too long": too_long(lambda stage: admitted(WORK, (2,)), name) for name in ADMITTED},
     **{f"StepsSampled.{name} too long": too_long(lambda stage: stage.rest, name) for name in SAMPLED},
     **{f"StepsScored.{name} too long": too_long(lambda stage: stage.unscored, name) for name in SCORED},
+    **{f"AnswersGrouped.{name} too long": too_long(grouping, name) for name in GROUPED},
     **{f"StepsLost.{name} too long": too_long(lambda stage: fakes.lost(stage.asked, np.arange(6, 8)), name) for name in LOST},
     "AnswersChecked.verdict too long": lambda stage: AnswersChecked(stage.admitted.tree_id, np.zeros(1, np.uint8)),
     "an unknown verdict": lambda stage: AnswersChecked(stage.admitted.tree_id[:1], np.array([9], np.uint8)),
@@ -144,17 +153,20 @@ def test_an_illegal_event_changes_nothing(kind: str) -> None:
 @pytest.mark.parametrize("kind", ILLEGAL)
 def test_events_before_an_illegal_one_count_and_those_after_it_do_not(kind: str) -> None:
     stage, alone = Stage(), Stage()
-    alone.shard.handle([alone.unscored])
-    with pytest.raises(IllegalEvent):
-        stage.shard.handle([stage.unscored, ILLEGAL[kind](stage), stage.rest, Committed(1)])
+    wanted = alone.shard.handle([alone.unscored, admitted(WORK, (2,))])
+    assert any(isinstance(command, Generate) for command in wanted)
+    with pytest.raises(IllegalEvent) as caught:
+        stage.shard.handle([stage.unscored, admitted(WORK, (2,)), ILLEGAL[kind](stage), stage.rest, Committed(1)])
+    assert trace(caught.value.commands) == trace(wanted), "what the events before it want done is not lost"
     assert snapshot(stage.shard) == snapshot(alone.shard)
     stage.shard.forest.validate()
 
 
-@pytest.mark.parametrize("kind", [TreesAdmitted, StepsSampled, StepsScored, StepsLost])
+@pytest.mark.parametrize("kind", [TreesAdmitted, StepsSampled, StepsScored, StepsLost, AnswersGrouped])
 def test_every_column_of_an_event_is_checked(kind: type[Any]) -> None:
     """A new column of an event must be put on the lists above."""
     lists = {TreesAdmitted: ADMITTED, StepsSampled: SAMPLED, StepsScored: SCORED, StepsLost: LOST}
+    lists[AnswersGrouped] = GROUPED
     others = {"plan", "committed", "message"}
     assert {*lists[kind]} == {*kind.__dataclass_fields__} - others
 
@@ -172,6 +184,7 @@ def test_empty_events_are_legal_and_change_nothing() -> None:
         fakes.scored(stage.chains, nothing),
         fakes.lost(stage.asked, nothing),
         AnswersChecked(stage.admitted.tree_id[:0], np.zeros(0, np.uint8)),
+        AnswersGrouped(stage.admitted.tree_id[:0], stage.admitted.root_id[:0], fakes.i32([])),
         admitted(WORK, ()),
     ]
     assert stage.shard.handle(empty) == []
@@ -182,7 +195,7 @@ def test_empty_events_are_legal_and_change_nothing() -> None:
 def test_a_node_that_is_twice_in_one_event_counts_once(kind: str) -> None:
     once, twice = Stage(), Stage()
     rows = np.arange(6, 12)
-    unscored = np.arange(2, len(once.chains.row))
+    unscored = np.arange(2, len(once.chains.length))
     make: dict[str, Callable[[Stage, int], Event]] = {
         "sampled": lambda stage, times: fakes.sampled(stage.asked, np.tile(rows, times)),
         "scored": lambda stage, times: fakes.scored(stage.chains, np.tile(unscored, times)),
@@ -199,11 +212,11 @@ def test_a_chain_of_two_steps_needs_two_scores() -> None:
     found = stage.shard.handle([stage.rest, stage.unscored])
     while not any(isinstance(command, Generate) for command in found):
         asked = next(command.chains for command in found if isinstance(command, Score))
-        found = stage.shard.handle([fakes.scored(asked, np.arange(len(asked.row)))])
+        found = stage.shard.handle([fakes.scored(asked, np.arange(len(asked.length)))])
     deeper = next(command for command in found if isinstance(command, Generate))
-    found = stage.shard.handle([fakes.sampled(deeper, np.arange(len(deeper.row)))])
+    found = stage.shard.handle([fakes.sampled(deeper, np.arange(len(deeper.hint)))])
     chains = next(command.chains for command in found if isinstance(command, Score))
-    assert {len(steps) for steps in chains.steps} == {2}
+    assert {len(steps) for _, steps in chains.texts()} == {2}
     complete, before = fakes.scored(chains, np.arange(1)), snapshot(stage.shard)
     with pytest.raises(IllegalEvent, match="one score for each step"):
         stage.shard.handle([replace(complete, scores=complete.scores[:1], length=complete.length - 1)])

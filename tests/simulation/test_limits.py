@@ -9,11 +9,11 @@ import pytest
 
 from ramify.scheduler import shard
 from ramify.scheduler.events import Event
-from ramify.scheduler.forest.forest import TreeStatus
+from ramify.scheduler.forest.columns import TreeStatus
 from ramify.scheduler.plan import Outcome
 from ramify.scheduler.policies.knobs import POLICIES
 from tests.simulation.jobs import WORKS, assert_same, calm
-from tests.simulation.world import ROUGH, Weather, Work, World, plan
+from tests.simulation.world import ROUGH, Weather, Work, World, chains, plan
 
 POLICY = pytest.mark.parametrize("policy", POLICIES)
 SLOW = Weather(delay_ms_max=12, batch_max=3)
@@ -22,7 +22,7 @@ SLOW = Weather(delay_ms_max=12, batch_max=3)
 @POLICY
 @pytest.mark.parametrize("tokens", [0, 5, 6, 29, 36, 64, 100, 1_000])
 def test_a_budget_is_never_overrun(policy: str, tokens: int) -> None:
-    work = Work(plan(policy=policy, n=6, tokens_per_tree_max=tokens), (0, 1, 2, 3))
+    work = Work(plan(policy=policy, **chains(policy, 6), tokens_per_tree_max=tokens), (0, 1, 2, 3))
     free = World([replace(work, plan=replace(work.plan, tokens_per_tree_max=10**9))]).run()
     world = World([work], SLOW, seed=tokens).run()
     world.check_ended()
@@ -41,7 +41,7 @@ def test_a_budget_is_never_overrun(policy: str, tokens: int) -> None:
 @POLICY
 def test_a_tight_budget_goes_to_the_best(policy: str) -> None:
     """What a budget still bears is spent: fewer chains, and an answer where one has ended."""
-    work = Work(plan(policy=policy, n=6, tokens_per_tree_max=50), tuple(range(12)))
+    work = Work(plan(policy=policy, **chains(policy, 6), tokens_per_tree_max=50), tuple(range(12)))
     world = World([work]).run()
     outcomes = [result.outcome for result in world.store.results.values()]
     cut = [result for result in world.store.results.values() if result.outcome == Outcome.BUDGET]
@@ -52,7 +52,7 @@ def test_a_tight_budget_goes_to_the_best(policy: str) -> None:
 
 @POLICY
 def test_a_deadline_ends_every_tree(policy: str) -> None:
-    work = Work(plan(policy=policy, n=6, max_steps=30, deadline_ms=40), tuple(range(20)))
+    work = Work(plan(policy=policy, **chains(policy, 6), max_steps=30, deadline_ms=40), tuple(range(20)))
     world = World([work], Weather(delay_ms_max=12, batch_max=3), seed=2).run()
     world.check_ended()
     results = list(world.store.results.values())
@@ -123,7 +123,7 @@ def test_scores_that_are_lost_for_good_are_no_second_commit(name: str) -> None:
 @pytest.mark.parametrize("turns", [1, 2, 3, 5, 8])
 def test_a_cancelled_job_gives_no_result_and_leaves_no_rows(policy: str, turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard, "COMPACT_MIN", 1)
-    gone = Work(plan("gone", policy=policy, n=6, max_steps=30), (0, 1, 2))
+    gone = Work(plan("gone", policy=policy, **chains(policy, 6), max_steps=30), (0, 1, 2))
     stays = WORKS["two_jobs"]
     world = World([gone, *stays], SLOW, seed=turns)
     for _ in range(turns):

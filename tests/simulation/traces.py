@@ -5,6 +5,7 @@ import hashlib
 from ramify.scheduler.events import Event
 from ramify.scheduler.shard import Shard
 from tests.simulation.jobs import WORKS
+from tests.simulation.races import RACES
 from tests.simulation.shards import trace
 from tests.simulation.world import ROUGH, World
 
@@ -17,7 +18,8 @@ def replayed(events: list[list[Event]], world: World) -> list[str]:
 
 def main() -> None:
     digest = hashlib.sha256()
-    for name, work in WORKS.items():
+    races = {f"{name} without a barrier": work for name, work in RACES.items()}
+    for name, work in (WORKS | races).items():
         world = World(work, ROUGH, seed=5).run()
         for life in world.lives:
             digest.update("\n".join([name, *replayed(life, world)]).encode())

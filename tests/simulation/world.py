@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from ramify.scheduler.commands import Check, Command, Commit, Generate, Score
+from ramify.scheduler.commands import Check, Command, Commit, Compare, Generate, Score, Withdraw
 from ramify.scheduler.engines.base import Finish, StepParams
-from ramify.scheduler.events import Committed, Event, JobCancelled, StepsLost, Tick, TreesAdmitted
-from ramify.scheduler.forest.forest import Status, TreeStatus
+from ramify.scheduler.events import Committed, Event, JobCancelled, StepsLost, StepsSampled, Tick, TreesAdmitted
+from ramify.scheduler.forest.columns import Status, TreeStatus
 from ramify.scheduler.forest.ids import root_ids, tree_ids
 from ramify.scheduler.journal import Journal
 from ramify.scheduler.plan import JobPlan, Outcome
-from ramify.scheduler.policies.knobs import Knobs
+from ramify.scheduler.policies.knobs import Knobs, defaults_of
 from ramify.scheduler.shard import Shard, ShardLimits
 from tests.simulation import fakes
 from tests.simulation.store import Name, Step, Store
@@ -56,12 +56,13 @@ class Weather:
     duplicate: float = 0.0  # chance that an answer comes twice
     lose: float = 0.0  # chance that a row is lost
     late: float = 0.0  # chance that a lost row is answered all the same, later
+    withdraw: float = 0.0  # chance that a step which is withdrawn had not begun
     crash: float = 0.0  # chance of a crash after a turn
     crash_at: tuple[int, str] | None = None  # number of a commit, "before" or "after" it is durable
 
 
 CALM = Weather()
-ROUGH = Weather(delay_ms_max=20, batch_max=3, duplicate=0.3, lose=0.2, late=0.5, crash=0.03)
+ROUGH = Weather(delay_ms_max=20, batch_max=3, duplicate=0.3, lose=0.2, late=0.5, withdraw=0.5, crash=0.03)
 
 
 @dataclass(frozen=True)
@@ -73,18 +74,28 @@ class Write:
 
 def plan(job_id: str = "job", **given: Any) -> JobPlan:
     """A job's plan from its knobs; `tokens_per_tree_max`, `deadline_ms` and `checker` are the plan's own."""
-    own = {name: given.pop(name) for name in ("tokens_per_tree_max", "deadline_ms", "checker") if name in given}
+    names = ("tokens_per_tree_max", "steps_per_tree_max", "deadline_ms", "checker")
+    own = {name: given.pop(name) for name in names if name in given}
     knobs = Knobs.fill({"max_steps": 4, "max_step_tokens": 6, **given})
     return JobPlan(
         job_id=job_id,
         policy=knobs.build(),
-        params=StepParams(knobs.temperature, knobs.top_p, knobs.max_step_tokens, "\n"),
+        params=StepParams(knobs["temperature"], knobs["top_p"], knobs["max_step_tokens"], "\n"),
         generator="generator",
         verifier="verifier",
-        aggregate=knobs.aggregate,
-        answer=knobs.answer,
+        aggregate=knobs["aggregate"],
+        answer=knobs["answer"],
+        cut=knobs["cut"],
+        extract=knobs.extract(),
+        compare=knobs["compare"],
+        tolerance=knobs["tolerance"],
         **{"checker": "", **own},
     )
+
+
+def chains(policy: str, count: int) -> dict[str, Any]:
+    """The knob that makes a policy write about so many chains in a tree; iterations may be of one step each."""
+    return {"n": count} if "n" in defaults_of(policy) else {"iterations": 2 * count}
 
 
 @dataclass
@@ -112,6 +123,7 @@ class World:
         )
         self.open = [tree for work in self.works for tree in work.trees]  # neither answered nor cancelled
         self.chains: dict[Name, list[int]] = {}  # tokens that each dispatched step was to continue
+        self.asked: dict[Name, StepsLost] = {}  # what the loss of each dispatched step would be
         self.tries: Counter[Name] = Counter()  # dispatches of each step in all lives
         self.lives: list[list[list[Event]]] = []  # what each shard was fed, call by call
         self.losses: Counter[Name] = Counter()
@@ -152,7 +164,7 @@ class World:
             self.shard.forest.validate()
             self._check_budgets()
             self.watch(self, events)
-            rest, events = self.journal.answer(found)
+            rest, events = self.journal.answer(found, self.shard.growing)
             for command in rest:
                 self._carry_out(command)
 
@@ -173,7 +185,7 @@ class World:
     def _begin(self) -> None:
         """The process starts, again: what was not committed is gone, and so is all that was under way."""
         self._pending = []
-        self.shard, self.journal = Shard(self.limits), Journal.of(self.store.journal())
+        self.shard, self.journal = Shard(self.limits), Journal(self.store.journal())
         self.lives.append([])
         for work in self.works:
             waiting = [problem for problem, tree in zip(work.problems, work.trees, strict=True) if tree in self.open]
@@ -203,11 +215,15 @@ class World:
             case Generate():
                 self._generate(command)
             case Score():
-                for part in self._parts(len(command.chains.row)):
+                for part in self._parts(len(command.chains.length)):
                     part, gone = self._lose(part, command.chains.tree_id, command.chains.node_id)
                     self._answer(fakes.scored, fakes.lost, command.chains, part, gone)
+            case Withdraw():
+                self._withdraw(command)
+            case Compare():
+                self._send(fakes.grouped(command))
             case Check():
-                for part in self._parts(len(command.chains.row)):
+                for part in self._parts(len(command.chains.length)):
                     self._send(fakes.checked(command.chains, part))
             case Commit():
                 self.later(Write(command))
@@ -216,15 +232,29 @@ class World:
         assert (np.diff(command.group) >= 0).all(), "groups ascend"
         assert np.array_equal(np.unique(command.group), np.arange(len(command.offsets) - 1)), "every chain is continued"
         names = list(zip(command.tree_id.tolist(), command.node_id.tolist(), strict=True))
-        for name, group in zip(names, command.group.tolist(), strict=True):
+        for at, (name, group) in enumerate(zip(names, command.group.tolist(), strict=True)):
             assert name not in self.store.steps, f"{name} is committed and yet dispatched again: {self!r}"
             start, end = command.offsets[group : group + 2].tolist()
             chain = command.tokens[start:end].tolist()
             assert self.chains.setdefault(name, chain) == chain, "a step continues the same chain in every life"
+            self.asked[name] = fakes.lost(command, np.array([at], np.int64))
             self.tries[name] += 1
         for part in self._parts(len(names)):
             part, gone = self._lose(part, command.tree_id, command.node_id)
             self._answer(fakes.sampled, fakes.lost, command, part, gone)
+
+    def _withdraw(self, command: Withdraw) -> None:
+        """Some of what is withdrawn has not begun: instead of its answer comes its loss."""
+        wanted = [*zip(command.tree_id.tolist(), command.node_id.tolist(), strict=True)]
+        gone = [name for name in wanted if self.chance.random() < self.weather.withdraw]
+        dropped: dict[Name, None] = {}
+        for at, (due, tie, event) in enumerate(self._pending):
+            if isinstance(event, StepsSampled):
+                names = [*zip(event.tree_id.tolist(), event.node_id.tolist(), strict=True)]
+                self._pending[at] = due, tie, fakes.some(event, np.array([name not in gone for name in names], np.bool_))
+                dropped |= dict.fromkeys(name for name in names if name in gone)
+        for name in dropped:
+            self._send(self.asked[name])
 
     def _parts(self, size: int) -> list[fakes.Index]:
         """Rows in any order, cut to batches."""
@@ -249,7 +279,7 @@ class World:
         if len(part):
             self._send(answer(asked, part))
         if len(gone):
-            self.later(lose(asked, gone))  # once: a loss that is told twice is two losses
+            self._send(lose(asked, gone))
             if self.chance.random() < self.weather.late:
                 self._send(answer(asked, gone))
 
@@ -268,6 +298,8 @@ class World:
             its_plan = self.shard.plans[trees.plan[tree]]
             reserved = int(sampling[tree]) * its_plan.params.max_step_tokens if trees.status[tree] == TreeStatus.GROWING else 0
             assert trees.spent[tree] + reserved <= its_plan.tokens_per_tree_max, f"a budget is overrun: {self!r}"
+            under_way = int(sampling[tree]) if trees.status[tree] == TreeStatus.GROWING else 0
+            assert trees.steps[tree] + under_way <= its_plan.steps_per_tree_max, f"a budget of steps is overrun: {self!r}"
 
     def check_ended(self) -> None:
         """What must be true of the store when every tree has its result."""
@@ -285,7 +317,8 @@ class World:
                 if result.answer_node_id:
                     path = self.store.path(result.tree_id, result.answer_node_id)
                     assert result.steps == [step.text.decode().removesuffix("\n") for step in path]
-                    assert path[-1].finish == Finish.END
+                    assert path[-1].finish == Finish.END or (work.plan.cut == "answer" and path[-1].finish != Finish.ERROR)
+                assert 0 <= result.wasted_tokens <= result.tokens
         problem_of = {tree: problem for work in self.works for tree, problem in zip(work.trees, work.problems, strict=True)}
         for (tree_id, node_id), step in self.store.steps.items():
             above = self.store.path(tree_id, node_id)[:-1]
@@ -298,7 +331,8 @@ class World:
             tree: replace(result, message="", score=-1.0 if math.isnan(result.score) else result.score)
             for tree, result in self.store.results.items()
         }
-        return results, self.store.steps
+        # Which decision was the first to know a step may depend on the order of arrival; the tree may not.
+        return results, {name: replace(step, turn=0) for name, step in self.store.steps.items()}
 
 
 def prompt(problem: int) -> list[int]:
@@ -322,6 +356,6 @@ def admitted(work: Work, problems: Sequence[int]) -> TreesAdmitted:
     )
 
 
-def is_loss(event: Event) -> bool:
-    """Events of which each counts, however often it comes."""
-    return isinstance(event, (StepsLost, Tick))
+def counts_again(event: Event) -> bool:
+    """Events of which each counts, however often it comes: what was not due at the first may be due at the second."""
+    return isinstance(event, Tick)

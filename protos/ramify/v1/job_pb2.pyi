@@ -160,6 +160,158 @@ SIBLING_RULE_INDEPENDENT: SiblingRule.ValueType  # 2
 """Independent of each other."""
 Global___SiblingRule: _TypeAlias = SiblingRule  # noqa: Y015
 
+class _BarrierRule:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BarrierRuleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BarrierRule.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BARRIER_RULE_UNSPECIFIED: _BarrierRule.ValueType  # 0
+    """The default: level."""
+    BARRIER_RULE_LEVEL: _BarrierRule.ValueType  # 1
+    """A decision is taken when everything that is in flight in the tree has landed."""
+    BARRIER_RULE_NONE: _BarrierRule.ValueType  # 2
+    """A chain goes on as soon as the scores at hand justify it. Faster for one problem; trees depend on the order of arrival."""
+
+class BarrierRule(_BarrierRule, metaclass=_BarrierRuleEnumTypeWrapper):
+    """Whether a tree waits for all chains of a level."""
+
+BARRIER_RULE_UNSPECIFIED: BarrierRule.ValueType  # 0
+"""The default: level."""
+BARRIER_RULE_LEVEL: BarrierRule.ValueType  # 1
+"""A decision is taken when everything that is in flight in the tree has landed."""
+BARRIER_RULE_NONE: BarrierRule.ValueType  # 2
+"""A chain goes on as soon as the scores at hand justify it. Faster for one problem; trees depend on the order of arrival."""
+Global___BarrierRule: _TypeAlias = BarrierRule  # noqa: Y015
+
+class _CutRule:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CutRuleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CutRule.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CUT_RULE_UNSPECIFIED: _CutRule.ValueType  # 0
+    """The default: discard."""
+    CUT_RULE_DISCARD: _CutRule.ValueType  # 1
+    """It is no answer."""
+    CUT_RULE_ANSWER: _CutRule.ValueType  # 2
+    """It is an answer like one that its generator has ended."""
+
+class CutRule(_CutRule, metaclass=_CutRuleEnumTypeWrapper):
+    """What a chain counts as that was cut, by max_steps or by the generator's context."""
+
+CUT_RULE_UNSPECIFIED: CutRule.ValueType  # 0
+"""The default: discard."""
+CUT_RULE_DISCARD: CutRule.ValueType  # 1
+"""It is no answer."""
+CUT_RULE_ANSWER: CutRule.ValueType  # 2
+"""It is an answer like one that its generator has ended."""
+Global___CutRule: _TypeAlias = CutRule  # noqa: Y015
+
+class _ExtractRule:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExtractRuleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExtractRule.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXTRACT_RULE_UNSPECIFIED: _ExtractRule.ValueType  # 0
+    """The default: last_line."""
+    EXTRACT_RULE_LAST_LINE: _ExtractRule.ValueType  # 1
+    """The last line that is not empty."""
+    EXTRACT_RULE_BOXED: _ExtractRule.ValueType  # 2
+    """What the last \\boxed{} holds."""
+    EXTRACT_RULE_PATTERN: _ExtractRule.ValueType  # 3
+    """The first group of the last match of `pattern`."""
+
+class ExtractRule(_ExtractRule, metaclass=_ExtractRuleEnumTypeWrapper):
+    """Where in its text a chain's answer stands; for answers that are compared."""
+
+EXTRACT_RULE_UNSPECIFIED: ExtractRule.ValueType  # 0
+"""The default: last_line."""
+EXTRACT_RULE_LAST_LINE: ExtractRule.ValueType  # 1
+"""The last line that is not empty."""
+EXTRACT_RULE_BOXED: ExtractRule.ValueType  # 2
+"""What the last \\boxed{} holds."""
+EXTRACT_RULE_PATTERN: ExtractRule.ValueType  # 3
+"""The first group of the last match of `pattern`."""
+Global___ExtractRule: _TypeAlias = ExtractRule  # noqa: Y015
+
+class _StopRule:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StopRuleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StopRule.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STOP_RULE_UNSPECIFIED: _StopRule.ValueType  # 0
+    """The default: beta."""
+    STOP_RULE_NEVER: _StopRule.ValueType  # 1
+    """Never: all `n` chains are sampled."""
+    STOP_RULE_BETA: _StopRule.ValueType  # 2
+    """When the leading answer is, with `confidence`, more likely than the next (Adaptive-Consistency, arXiv:2305.11860)."""
+    STOP_RULE_MARGIN: _StopRule.ValueType  # 3
+    """When the leading answer leads the next by `margin`, as a share of the chains so far."""
+
+class StopRule(_StopRule, metaclass=_StopRuleEnumTypeWrapper):
+    """When self_consistency stops sampling before `n`."""
+
+STOP_RULE_UNSPECIFIED: StopRule.ValueType  # 0
+"""The default: beta."""
+STOP_RULE_NEVER: StopRule.ValueType  # 1
+"""Never: all `n` chains are sampled."""
+STOP_RULE_BETA: StopRule.ValueType  # 2
+"""When the leading answer is, with `confidence`, more likely than the next (Adaptive-Consistency, arXiv:2305.11860)."""
+STOP_RULE_MARGIN: StopRule.ValueType  # 3
+"""When the leading answer leads the next by `margin`, as a share of the chains so far."""
+Global___StopRule: _TypeAlias = StopRule  # noqa: Y015
+
+class _ResampleRule:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ResampleRuleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ResampleRule.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RESAMPLE_RULE_UNSPECIFIED: _ResampleRule.ValueType  # 0
+    """The default: systematic."""
+    RESAMPLE_RULE_SYSTEMATIC: _ResampleRule.ValueType  # 1
+    """By one number for all of them: least variance."""
+    RESAMPLE_RULE_MULTINOMIAL: _ResampleRule.ValueType  # 2
+    """Independently of each other."""
+
+class ResampleRule(_ResampleRule, metaclass=_ResampleRuleEnumTypeWrapper):
+    """How the particles that go on are drawn."""
+
+RESAMPLE_RULE_UNSPECIFIED: ResampleRule.ValueType  # 0
+"""The default: systematic."""
+RESAMPLE_RULE_SYSTEMATIC: ResampleRule.ValueType  # 1
+"""By one number for all of them: least variance."""
+RESAMPLE_RULE_MULTINOMIAL: ResampleRule.ValueType  # 2
+"""Independently of each other."""
+Global___ResampleRule: _TypeAlias = ResampleRule  # noqa: Y015
+
+class _BeliefRule:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BeliefRuleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BeliefRule.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BELIEF_RULE_UNSPECIFIED: _BeliefRule.ValueType  # 0
+    """The default: gaussian."""
+    BELIEF_RULE_GAUSSIAN: _BeliefRule.ValueType  # 1
+    """Normal with unknown mean and variance."""
+    BELIEF_RULE_BETA: _BeliefRule.ValueType  # 2
+    """Beta: for scores that are shares of success."""
+
+class BeliefRule(_BeliefRule, metaclass=_BeliefRuleEnumTypeWrapper):
+    """The family of the distribution that ab_mcts takes scores to come from."""
+
+BELIEF_RULE_UNSPECIFIED: BeliefRule.ValueType  # 0
+"""The default: gaussian."""
+BELIEF_RULE_GAUSSIAN: BeliefRule.ValueType  # 1
+"""Normal with unknown mean and variance."""
+BELIEF_RULE_BETA: BeliefRule.ValueType  # 2
+"""Beta: for scores that are shares of success."""
+Global___BeliefRule: _TypeAlias = BeliefRule  # noqa: Y015
+
 class _JobState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -364,8 +516,26 @@ class Search(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     SIBLINGS_FIELD_NUMBER: _builtins.int
     THRESHOLD_FIELD_NUMBER: _builtins.int
+    ITERATIONS_FIELD_NUMBER: _builtins.int
+    PARALLEL_FIELD_NUMBER: _builtins.int
+    BARRIER_FIELD_NUMBER: _builtins.int
+    SPECULATE_FIELD_NUMBER: _builtins.int
+    CUT_FIELD_NUMBER: _builtins.int
+    EXTRACT_FIELD_NUMBER: _builtins.int
+    PATTERN_FIELD_NUMBER: _builtins.int
+    COMPARE_FIELD_NUMBER: _builtins.int
+    TOLERANCE_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    MARGIN_FIELD_NUMBER: _builtins.int
+    LOOKAHEAD_FIELD_NUMBER: _builtins.int
+    BALANCE_FIELD_NUMBER: _builtins.int
+    EXPLORATION_FIELD_NUMBER: _builtins.int
+    RESAMPLE_FIELD_NUMBER: _builtins.int
+    ESS_FIELD_NUMBER: _builtins.int
+    BELIEF_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
-    """The algorithm: "best_of_n" or "beam"."""
+    """The algorithm, e.g. "beam"; docs/knobs.md lists them, and which knobs each has."""
     n: _builtins.int
     """Live chains per tree. Default 16."""
     keep: _builtins.int
@@ -396,6 +566,42 @@ class Search(_message.Message):
     """A chain whose score is below this share of the best one's in its tree is given up, even if a place is free (beam).
     From 0 (none) to 1. Default 0.
     """
+    iterations: _builtins.int
+    """Nodes that are expanded in one tree (mcts, ab_mcts, best_first), or drafts that are written (revise)."""
+    parallel: _builtins.int
+    """How many of them at a time; for self_consistency, how many chains."""
+    barrier: Global___BarrierRule.ValueType
+    """Whether a tree waits for all chains of a level."""
+    speculate: _builtins.int
+    """With barrier none: chains of a level that are continued before they have earned it."""
+    cut: Global___CutRule.ValueType
+    """What a chain counts as that was cut."""
+    extract: Global___ExtractRule.ValueType
+    """Where in its text a chain's answer stands."""
+    pattern: _builtins.str
+    """Regular expression (RE2) of extract pattern; the first group of the last match is the answer."""
+    compare: _builtins.str
+    """How answers are compared: "exact" (the default), "number", "math" (math-verify), or the name of an installed rule."""
+    tolerance: _builtins.float
+    """Of compare number: relative, and absolute near 0. Default 1e-6."""
+    stop: Global___StopRule.ValueType
+    """When sampling stops before n (self_consistency)."""
+    confidence: _builtins.float
+    """How sure stop beta must be of the leading answer. Default 0.95."""
+    margin: _builtins.float
+    """By what share of the chains so far the leading answer must lead, for stop margin. Default 0.5."""
+    lookahead: _builtins.int
+    """Steps that are rolled out greedily before a chain is judged (lookahead)."""
+    balance: _builtins.float
+    """Temperature of the softmax that turns scores into shares (rebase, particle)."""
+    exploration: _builtins.float
+    """Weight of what is little visited against what scores well (mcts)."""
+    resample: Global___ResampleRule.ValueType
+    """How the particles that go on are drawn (particle)."""
+    ess: _builtins.float
+    """Effective sample size, as a share of n, below which particles are drawn anew (particle)."""
+    belief: Global___BeliefRule.ValueType
+    """The family of the distribution that scores are taken to come from (ab_mcts)."""
     @_builtins.property
     def step(self) -> Global___StepBoundary:
         """Where a step ends."""
@@ -419,33 +625,85 @@ class Search(_message.Message):
         seed: _builtins.int | None = ...,
         siblings: Global___SiblingRule.ValueType = ...,
         threshold: _builtins.float | None = ...,
+        iterations: _builtins.int | None = ...,
+        parallel: _builtins.int | None = ...,
+        barrier: Global___BarrierRule.ValueType = ...,
+        speculate: _builtins.int | None = ...,
+        cut: Global___CutRule.ValueType = ...,
+        extract: Global___ExtractRule.ValueType = ...,
+        pattern: _builtins.str = ...,
+        compare: _builtins.str = ...,
+        tolerance: _builtins.float | None = ...,
+        stop: Global___StopRule.ValueType = ...,
+        confidence: _builtins.float | None = ...,
+        margin: _builtins.float | None = ...,
+        lookahead: _builtins.int | None = ...,
+        balance: _builtins.float | None = ...,
+        exploration: _builtins.float | None = ...,
+        resample: Global___ResampleRule.ValueType = ...,
+        ess: _builtins.float | None = ...,
+        belief: Global___BeliefRule.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_branch", b"_branch", "_keep", b"_keep", "_max_step_tokens", b"_max_step_tokens", "_max_steps", b"_max_steps", "_n", b"_n", "_seed", b"_seed", "_temperature", b"_temperature", "_threshold", b"_threshold", "_top_p", b"_top_p", "branch", b"branch", "keep", b"keep", "max_step_tokens", b"max_step_tokens", "max_steps", b"max_steps", "n", b"n", "seed", b"seed", "step", b"step", "temperature", b"temperature", "threshold", b"threshold", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_balance", b"_balance", "_branch", b"_branch", "_confidence", b"_confidence", "_ess", b"_ess", "_exploration", b"_exploration", "_iterations", b"_iterations", "_keep", b"_keep", "_lookahead", b"_lookahead", "_margin", b"_margin", "_max_step_tokens", b"_max_step_tokens", "_max_steps", b"_max_steps", "_n", b"_n", "_parallel", b"_parallel", "_seed", b"_seed", "_speculate", b"_speculate", "_temperature", b"_temperature", "_threshold", b"_threshold", "_tolerance", b"_tolerance", "_top_p", b"_top_p", "balance", b"balance", "branch", b"branch", "confidence", b"confidence", "ess", b"ess", "exploration", b"exploration", "iterations", b"iterations", "keep", b"keep", "lookahead", b"lookahead", "margin", b"margin", "max_step_tokens", b"max_step_tokens", "max_steps", b"max_steps", "n", b"n", "parallel", b"parallel", "seed", b"seed", "speculate", b"speculate", "step", b"step", "temperature", b"temperature", "threshold", b"threshold", "tolerance", b"tolerance", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_branch", b"_branch", "_keep", b"_keep", "_max_step_tokens", b"_max_step_tokens", "_max_steps", b"_max_steps", "_n", b"_n", "_seed", b"_seed", "_temperature", b"_temperature", "_threshold", b"_threshold", "_top_p", b"_top_p", "aggregate", b"aggregate", "answer", b"answer", "branch", b"branch", "duplicates", b"duplicates", "finished", b"finished", "keep", b"keep", "max_step_tokens", b"max_step_tokens", "max_steps", b"max_steps", "n", b"n", "policy", b"policy", "seed", b"seed", "siblings", b"siblings", "step", b"step", "temperature", b"temperature", "threshold", b"threshold", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_balance", b"_balance", "_branch", b"_branch", "_confidence", b"_confidence", "_ess", b"_ess", "_exploration", b"_exploration", "_iterations", b"_iterations", "_keep", b"_keep", "_lookahead", b"_lookahead", "_margin", b"_margin", "_max_step_tokens", b"_max_step_tokens", "_max_steps", b"_max_steps", "_n", b"_n", "_parallel", b"_parallel", "_seed", b"_seed", "_speculate", b"_speculate", "_temperature", b"_temperature", "_threshold", b"_threshold", "_tolerance", b"_tolerance", "_top_p", b"_top_p", "aggregate", b"aggregate", "answer", b"answer", "balance", b"balance", "barrier", b"barrier", "belief", b"belief", "branch", b"branch", "compare", b"compare", "confidence", b"confidence", "cut", b"cut", "duplicates", b"duplicates", "ess", b"ess", "exploration", b"exploration", "extract", b"extract", "finished", b"finished", "iterations", b"iterations", "keep", b"keep", "lookahead", b"lookahead", "margin", b"margin", "max_step_tokens", b"max_step_tokens", "max_steps", b"max_steps", "n", b"n", "parallel", b"parallel", "pattern", b"pattern", "policy", b"policy", "resample", b"resample", "seed", b"seed", "siblings", b"siblings", "speculate", b"speculate", "step", b"step", "stop", b"stop", "temperature", b"temperature", "threshold", b"threshold", "tolerance", b"tolerance", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__balance: _TypeAlias = _typing.Literal["balance"]  # noqa: Y015
+    _WhichOneofArgType__balance: _TypeAlias = _typing.Literal["_balance", b"_balance"]  # noqa: Y015
     _WhichOneofReturnType__branch: _TypeAlias = _typing.Literal["branch"]  # noqa: Y015
     _WhichOneofArgType__branch: _TypeAlias = _typing.Literal["_branch", b"_branch"]  # noqa: Y015
+    _WhichOneofReturnType__confidence: _TypeAlias = _typing.Literal["confidence"]  # noqa: Y015
+    _WhichOneofArgType__confidence: _TypeAlias = _typing.Literal["_confidence", b"_confidence"]  # noqa: Y015
+    _WhichOneofReturnType__ess: _TypeAlias = _typing.Literal["ess"]  # noqa: Y015
+    _WhichOneofArgType__ess: _TypeAlias = _typing.Literal["_ess", b"_ess"]  # noqa: Y015
+    _WhichOneofReturnType__exploration: _TypeAlias = _typing.Literal["exploration"]  # noqa: Y015
+    _WhichOneofArgType__exploration: _TypeAlias = _typing.Literal["_exploration", b"_exploration"]  # noqa: Y015
+    _WhichOneofReturnType__iterations: _TypeAlias = _typing.Literal["iterations"]  # noqa: Y015
+    _WhichOneofArgType__iterations: _TypeAlias = _typing.Literal["_iterations", b"_iterations"]  # noqa: Y015
     _WhichOneofReturnType__keep: _TypeAlias = _typing.Literal["keep"]  # noqa: Y015
     _WhichOneofArgType__keep: _TypeAlias = _typing.Literal["_keep", b"_keep"]  # noqa: Y015
+    _WhichOneofReturnType__lookahead: _TypeAlias = _typing.Literal["lookahead"]  # noqa: Y015
+    _WhichOneofArgType__lookahead: _TypeAlias = _typing.Literal["_lookahead", b"_lookahead"]  # noqa: Y015
+    _WhichOneofReturnType__margin: _TypeAlias = _typing.Literal["margin"]  # noqa: Y015
+    _WhichOneofArgType__margin: _TypeAlias = _typing.Literal["_margin", b"_margin"]  # noqa: Y015
     _WhichOneofReturnType__max_step_tokens: _TypeAlias = _typing.Literal["max_step_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_step_tokens: _TypeAlias = _typing.Literal["_max_step_tokens", b"_max_step_tokens"]  # noqa: Y015
     _WhichOneofReturnType__max_steps: _TypeAlias = _typing.Literal["max_steps"]  # noqa: Y015
     _WhichOneofArgType__max_steps: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps"]  # noqa: Y015
     _WhichOneofReturnType__n: _TypeAlias = _typing.Literal["n"]  # noqa: Y015
     _WhichOneofArgType__n: _TypeAlias = _typing.Literal["_n", b"_n"]  # noqa: Y015
+    _WhichOneofReturnType__parallel: _TypeAlias = _typing.Literal["parallel"]  # noqa: Y015
+    _WhichOneofArgType__parallel: _TypeAlias = _typing.Literal["_parallel", b"_parallel"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__speculate: _TypeAlias = _typing.Literal["speculate"]  # noqa: Y015
+    _WhichOneofArgType__speculate: _TypeAlias = _typing.Literal["_speculate", b"_speculate"]  # noqa: Y015
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
     _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
     _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
     _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__tolerance: _TypeAlias = _typing.Literal["tolerance"]  # noqa: Y015
+    _WhichOneofArgType__tolerance: _TypeAlias = _typing.Literal["_tolerance", b"_tolerance"]  # noqa: Y015
     _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
     _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__balance) -> _WhichOneofReturnType__balance | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__branch) -> _WhichOneofReturnType__branch | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__confidence) -> _WhichOneofReturnType__confidence | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ess) -> _WhichOneofReturnType__ess | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exploration) -> _WhichOneofReturnType__exploration | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__iterations) -> _WhichOneofReturnType__iterations | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__keep) -> _WhichOneofReturnType__keep | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lookahead) -> _WhichOneofReturnType__lookahead | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__margin) -> _WhichOneofReturnType__margin | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_step_tokens) -> _WhichOneofReturnType__max_step_tokens | None: ...
     @_typing.overload
@@ -453,11 +711,17 @@ class Search(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__n) -> _WhichOneofReturnType__n | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__parallel) -> _WhichOneofReturnType__parallel | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__speculate) -> _WhichOneofReturnType__speculate | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tolerance) -> _WhichOneofReturnType__tolerance | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
 
@@ -472,31 +736,47 @@ class Budget(_message.Message):
     TOKENS_MAX_FIELD_NUMBER: _builtins.int
     TOKENS_PER_PROBLEM_MAX_FIELD_NUMBER: _builtins.int
     SECONDS_MAX_FIELD_NUMBER: _builtins.int
+    STEPS_MAX_FIELD_NUMBER: _builtins.int
+    STEPS_PER_PROBLEM_MAX_FIELD_NUMBER: _builtins.int
     tokens_max: _builtins.int
     """Sampled tokens of the whole job; shared out evenly among its problems."""
     tokens_per_problem_max: _builtins.int
     """Sampled tokens of one problem's tree."""
     seconds_max: _builtins.int
     """Wall-clock seconds from the acknowledged end of the upload; then every open tree answers with what it has."""
+    steps_max: _builtins.int
+    """Steps of the whole job; shared out evenly among its problems."""
+    steps_per_problem_max: _builtins.int
+    """Steps of one problem's tree."""
     def __init__(
         self,
         *,
         tokens_max: _builtins.int | None = ...,
         tokens_per_problem_max: _builtins.int | None = ...,
         seconds_max: _builtins.int | None = ...,
+        steps_max: _builtins.int | None = ...,
+        steps_per_problem_max: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_seconds_max", b"_seconds_max", "_tokens_max", b"_tokens_max", "_tokens_per_problem_max", b"_tokens_per_problem_max", "seconds_max", b"seconds_max", "tokens_max", b"tokens_max", "tokens_per_problem_max", b"tokens_per_problem_max"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seconds_max", b"_seconds_max", "_steps_max", b"_steps_max", "_steps_per_problem_max", b"_steps_per_problem_max", "_tokens_max", b"_tokens_max", "_tokens_per_problem_max", b"_tokens_per_problem_max", "seconds_max", b"seconds_max", "steps_max", b"steps_max", "steps_per_problem_max", b"steps_per_problem_max", "tokens_max", b"tokens_max", "tokens_per_problem_max", b"tokens_per_problem_max"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seconds_max", b"_seconds_max", "_tokens_max", b"_tokens_max", "_tokens_per_problem_max", b"_tokens_per_problem_max", "seconds_max", b"seconds_max", "tokens_max", b"tokens_max", "tokens_per_problem_max", b"tokens_per_problem_max"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seconds_max", b"_seconds_max", "_steps_max", b"_steps_max", "_steps_per_problem_max", b"_steps_per_problem_max", "_tokens_max", b"_tokens_max", "_tokens_per_problem_max", b"_tokens_per_problem_max", "seconds_max", b"seconds_max", "steps_max", b"steps_max", "steps_per_problem_max", b"steps_per_problem_max", "tokens_max", b"tokens_max", "tokens_per_problem_max", b"tokens_per_problem_max"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seconds_max: _TypeAlias = _typing.Literal["seconds_max"]  # noqa: Y015
     _WhichOneofArgType__seconds_max: _TypeAlias = _typing.Literal["_seconds_max", b"_seconds_max"]  # noqa: Y015
+    _WhichOneofReturnType__steps_max: _TypeAlias = _typing.Literal["steps_max"]  # noqa: Y015
+    _WhichOneofArgType__steps_max: _TypeAlias = _typing.Literal["_steps_max", b"_steps_max"]  # noqa: Y015
+    _WhichOneofReturnType__steps_per_problem_max: _TypeAlias = _typing.Literal["steps_per_problem_max"]  # noqa: Y015
+    _WhichOneofArgType__steps_per_problem_max: _TypeAlias = _typing.Literal["_steps_per_problem_max", b"_steps_per_problem_max"]  # noqa: Y015
     _WhichOneofReturnType__tokens_max: _TypeAlias = _typing.Literal["tokens_max"]  # noqa: Y015
     _WhichOneofArgType__tokens_max: _TypeAlias = _typing.Literal["_tokens_max", b"_tokens_max"]  # noqa: Y015
     _WhichOneofReturnType__tokens_per_problem_max: _TypeAlias = _typing.Literal["tokens_per_problem_max"]  # noqa: Y015
     _WhichOneofArgType__tokens_per_problem_max: _TypeAlias = _typing.Literal["_tokens_per_problem_max", b"_tokens_per_problem_max"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds_max) -> _WhichOneofReturnType__seconds_max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__steps_max) -> _WhichOneofReturnType__steps_max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__steps_per_problem_max) -> _WhichOneofReturnType__steps_per_problem_max | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens_max) -> _WhichOneofReturnType__tokens_max | None: ...
     @_typing.overload
@@ -562,6 +842,7 @@ class Progress(_message.Message):
     PROBLEMS_FAILED_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    WASTED_TOKENS_FIELD_NUMBER: _builtins.int
     problems_total: _builtins.int
     """Problems acknowledged."""
     problems_done: _builtins.int
@@ -574,6 +855,8 @@ class Progress(_message.Message):
     """Steps sampled."""
     tokens: _builtins.int
     """Tokens sampled, end marks apart."""
+    wasted_tokens: _builtins.int
+    """Of these, tokens of speculative steps that came to nothing, as far as their problems are done."""
     def __init__(
         self,
         *,
@@ -583,10 +866,11 @@ class Progress(_message.Message):
         problems_failed: _builtins.int = ...,
         steps: _builtins.int = ...,
         tokens: _builtins.int = ...,
+        wasted_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["problems_done", b"problems_done", "problems_failed", b"problems_failed", "problems_solved", b"problems_solved", "problems_total", b"problems_total", "steps", b"steps", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["problems_done", b"problems_done", "problems_failed", b"problems_failed", "problems_solved", b"problems_solved", "problems_total", b"problems_total", "steps", b"steps", "tokens", b"tokens", "wasted_tokens", b"wasted_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -669,6 +953,7 @@ class Result(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     ANSWER_NODE_ID_FIELD_NUMBER: _builtins.int
+    WASTED_TOKENS_FIELD_NUMBER: _builtins.int
     problem_index: _builtins.int
     """Index of the problem in its job, from 0."""
     outcome: Global___Outcome.ValueType
@@ -687,6 +972,8 @@ class Result(_message.Message):
     """Why there is no answer."""
     answer_node_id: _builtins.int
     """The node that ends the chosen chain."""
+    wasted_tokens: _builtins.int
+    """Of `tokens`, those of speculative steps that came to nothing."""
     @_builtins.property
     def problem(self) -> Global___Problem:
         """The problem as it was submitted."""
@@ -709,10 +996,11 @@ class Result(_message.Message):
         tokens: _builtins.int = ...,
         message: _builtins.str = ...,
         answer_node_id: _builtins.int = ...,
+        wasted_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "problem", b"problem", "score", b"score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "answer", b"answer", "answer_node_id", b"answer_node_id", "message", b"message", "outcome", b"outcome", "problem", b"problem", "problem_index", b"problem_index", "score", b"score", "step_count", b"step_count", "steps", b"steps", "tokens", b"tokens", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "answer", b"answer", "answer_node_id", b"answer_node_id", "message", b"message", "outcome", b"outcome", "problem", b"problem", "problem_index", b"problem_index", "score", b"score", "step_count", b"step_count", "steps", b"steps", "tokens", b"tokens", "verdict", b"verdict", "wasted_tokens", b"wasted_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
     _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015

@@ -1,12 +1,15 @@
 """What a shard wants done. The shell carries it out and feeds the outcome back as events."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.scheduler.forest.forest import Forest
+from ramify.scheduler.engines.base import StepParams
+from ramify.scheduler.forest.columns import NO_ROW, Flag
+from ramify.scheduler.forest.forest import Forest, Hints
+from ramify.scheduler.forest.ids import node_codes, sibling_codes
 from ramify.scheduler.forest.segments import Rows
 from ramify.scheduler.plan import JobPlan
 
@@ -16,36 +19,85 @@ class Generate:
     """Sample R steps of one job: G chains, each continued one or more times. Answer: `StepsSampled` or `StepsLost`."""
 
     plan: JobPlan
+    params: StepParams
+    speculative: bool  # to be sampled only where nothing else waits
     tokens: NDArray[np.int32]  # the chains' tokens, prompt first, one chain after the other
     offsets: NDArray[np.int64]  # [G+1]
     group: NDArray[np.int32]  # [R] which chain each step continues, ascending
-    row: NDArray[np.int32]  # [R]
+    hint: Hints  # [R]
     tree_id: NDArray[np.uint64]  # [R]
     node_id: NDArray[np.uint64]  # [R] also the seeds
     code: NDArray[np.float64]  # [R] see `ids.sibling_codes` and `ids.node_codes`
+    attempt: NDArray[np.uint8]  # [R] how often the node was lost before
+
+    @classmethod
+    def of(cls, forest: Forest, plan: JobPlan, rows: Rows) -> list[Self]:
+        """The commands to sample `rows` `[R]`, all of one job: one for each way of sampling among them."""
+        flags = forest.flags[rows]
+        return [cls._alike(forest, plan, rows[flags == kind], kind) for kind in np.flatnonzero(np.bincount(flags)).tolist()]
+
+    @classmethod
+    def _alike(cls, forest: Forest, plan: JobPlan, rows: Rows, flags: int) -> Self:
+        rows = rows[np.argsort(forest.parent[rows], kind="stable")]
+        parent, node_id, index = forest.parent[rows], forest.node_id[rows], forest.child_index[rows]
+        first = np.diff(parent, prepend=NO_ROW) != 0
+        tokens, offsets = forest.chain_tokens(parent[first])
+        return cls(
+            plan=plan,
+            params=replace(plan.params, temperature=0.0) if flags & Flag.GREEDY else plan.params,
+            speculative=bool(flags & Flag.SPECULATIVE),
+            tokens=tokens,
+            offsets=offsets,
+            group=(np.cumsum(first, dtype=np.int32) - 1).astype(np.int32),
+            hint=forest.hints(rows),
+            tree_id=forest.trees.tree_id[forest.tree[rows]],
+            node_id=node_id,
+            code=sibling_codes(forest.node_id[parent], index) if plan.spread_siblings else node_codes(node_id),
+            attempt=forest.tries[rows],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """R nodes whose samples are wanted no more: what has not begun need not begin. No answer."""
+
+    tree_id: NDArray[np.uint64]  # [R]
+    node_id: NDArray[np.uint64]  # [R]
 
 
 @dataclass(frozen=True, slots=True)
 class Chains:
-    """R chains as text."""
+    """R chains as text, each of them a problem and one or more steps."""
 
-    row: NDArray[np.int32]  # [R] last node of each chain
+    hint: Hints  # [R] last node of each chain
     tree_id: NDArray[np.uint64]  # [R]
     node_id: NDArray[np.uint64]  # [R]
-    problem: list[str]  # R
-    steps: list[list[str]]  # R
+    attempt: NDArray[np.uint8]  # [R] how often the node was lost before
+    text: NDArray[np.uint8]  # UTF-8: problem and steps of the first chain, then those of the next
+    text_count: NDArray[np.int32]  # [R + sum of lengths] bytes of each of them
+    length: NDArray[np.int32]  # [R] steps of each chain
 
     @classmethod
     def of(cls, forest: Forest, rows: Rows) -> Self:
         """The chains that end in `rows` `[R]`."""
-        tree = forest.tree[rows]
+        nodes, length = forest.paths(rows, roots=True)
+        count = forest.text_count[nodes]
         return cls(
-            row=rows,
-            tree_id=forest.trees.tree_id[tree],
+            hint=forest.hints(rows),
+            tree_id=forest.trees.tree_id[forest.tree[rows]],
             node_id=forest.node_id[rows],
-            problem=forest.texts(forest.trees.root[tree]),
-            steps=forest.step_texts(rows),
+            attempt=forest.tries[rows],
+            text=forest.text.take(forest.text_start[nodes], count),
+            text_count=count,
+            length=length - 1,
         )
+
+    def texts(self) -> list[tuple[str, list[str]]]:
+        """Problem and steps of each chain."""
+        text, ends = self.text.tobytes(), np.cumsum(self.text_count, dtype=np.int64).tolist()
+        parts = [text[start:end].decode("utf-8", "replace") for start, end in zip([0, *ends], ends, strict=False)]
+        last = np.cumsum(self.length + 1).tolist()
+        return [(parts[end - size - 1], parts[end - size : end]) for end, size in zip(last, self.length.tolist(), strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +106,16 @@ class Score:
 
     plan: JobPlan
     chains: Chains
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """Compare the answers of R chains, each with the others of its tree. Answer: `AnswersGrouped`."""
+
+    plan: JobPlan
+    tree_id: NDArray[np.uint64]  # [R] a tree's chains follow each other, in the order in which they are to be grouped
+    node_id: NDArray[np.uint64]  # [R] last node of each chain
+    answers: list[str]  # R; empty: none was found
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +142,7 @@ class NodeRows:
     logprob: NDArray[np.float32]
     score: NDArray[np.float32]
     finish: NDArray[np.uint8]
+    turn: NDArray[np.int32]  # the decision that was the first to know it; 0: none knows it yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +152,7 @@ class ScoreRows:
     tree_id: NDArray[np.uint64]
     node_id: NDArray[np.uint64]
     score: NDArray[np.float32]
+    turn: NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +168,7 @@ class TreeResult:
     answer_node_id: int
     step_count: int
     tokens: int
+    wasted_tokens: int  # of `tokens`, those of speculative steps that came to nothing
     message: str
 
 
@@ -127,4 +192,4 @@ class Commit:
     jobs: list[JobDelta]
 
 
-Command = Generate | Score | Check | Commit
+Command = Generate | Withdraw | Score | Compare | Check | Commit

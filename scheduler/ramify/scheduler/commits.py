@@ -3,7 +3,8 @@
 import numpy as np
 
 from ramify.scheduler.commands import Commit, JobDelta, NodeRows, ScoreRows, TreeResult
-from ramify.scheduler.forest.forest import NO_ROW, Dirty, Forest, TreeStatus
+from ramify.scheduler.forest.columns import NO_ROW, Dirty, Flag, TreeStatus
+from ramify.scheduler.forest.forest import Forest
 from ramify.scheduler.forest.segments import Rows
 from ramify.scheduler.plan import JobPlan
 
@@ -58,12 +59,13 @@ def node_rows(forest: Forest, rows: Rows) -> NodeRows:
         logprob=forest.logprob[rows],
         score=forest.score[rows],
         finish=forest.finish[rows],
+        turn=forest.turn[rows],
     )
 
 
 def score_rows(forest: Forest, rows: Rows) -> ScoreRows:
     """The scores of `rows` `[R]`; NaN: could not be scored."""
-    return ScoreRows(forest.trees.tree_id[forest.tree[rows]], forest.node_id[rows], forest.score[rows])
+    return ScoreRows(forest.trees.tree_id[forest.tree[rows]], forest.node_id[rows], forest.score[rows], forest.turn[rows])
 
 
 def results(forest: Forest, plan: JobPlan, messages: dict[int, str], finished: Rows) -> list[TreeResult]:
@@ -74,6 +76,7 @@ def results(forest: Forest, plan: JobPlan, messages: dict[int, str], finished: R
         tree: [text.removesuffix(plan.params.delimiter or "") for text in texts]
         for tree, texts in zip(answered.tolist(), forest.step_texts(trees.best[answered]), strict=True)
     }
+    wasted = wasted_tokens(forest, finished)
     return [
         TreeResult(
             tree_id=int(trees.tree_id[tree]),
@@ -85,7 +88,16 @@ def results(forest: Forest, plan: JobPlan, messages: dict[int, str], finished: R
             answer_node_id=int(forest.node_id[trees.best[tree]]) if tree in steps else 0,
             step_count=int(trees.steps[tree]),
             tokens=int(trees.spent[tree]),
+            wasted_tokens=int(wasted[tree]),
             message="" if tree in steps else messages.get(int(trees.tree_id[tree]), ""),
         )
         for tree in finished.tolist()
     ]
+
+
+def wasted_tokens(forest: Forest, trees: Rows) -> dict[int, int]:
+    """Tokens of the speculative steps of each of `trees` `[T]` (sorted) whose chains never earned them."""
+    rows = forest.landed(trees[forest.trees.whole[trees]])
+    rows = rows[(forest.flags[rows] & Flag.SPECULATIVE) != 0]
+    wasted = np.bincount(np.searchsorted(trees, forest.tree[rows]), forest.token_count[rows], len(trees))
+    return dict(zip(trees.tolist(), wasted.astype(np.int64).tolist(), strict=True))

@@ -1,5 +1,7 @@
 """Errors of the scheduler. The user's own faults are found at submission (`ramify.gateway`), so all of these are ours."""
 
+from collections.abc import Sequence
+
 
 class SchedulerError(Exception):
     """Base of every error that the scheduler raises."""
@@ -7,6 +9,9 @@ class SchedulerError(Exception):
 
 class IllegalEvent(SchedulerError):
     """An event that can't follow what the shard has seen; nothing was changed by it."""
+
+    commands: Sequence[object] = ()
+    """What the events before it, of the same call, want done."""
 
 
 class EngineError(SchedulerError):

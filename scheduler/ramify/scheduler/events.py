@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ramify.scheduler.errors import IllegalEvent
+from ramify.scheduler.forest.forest import Hints
 from ramify.scheduler.plan import JobPlan
 
 
@@ -28,7 +29,7 @@ class TreesAdmitted:
 class StepsSampled:
     """R steps that an engine has sampled, or that the journal holds."""
 
-    row: NDArray[np.int32]  # [R] as the command gave them: a hint, the ids are the truth
+    hint: Hints  # [R] as the command gave them; the ids are the truth
     tree_id: NDArray[np.uint64]  # [R]
     node_id: NDArray[np.uint64]  # [R]
     tokens: NDArray[np.int32]
@@ -38,6 +39,7 @@ class StepsSampled:
     logprob: NDArray[np.float32]  # [R]
     finish: NDArray[np.uint8]  # [R] a Finish
     score: NDArray[np.float32]  # [R] NaN where it is not known yet
+    turn: NDArray[np.int32] | None = None  # [R] from the journal: the decision that was the first to know each; 0: none was
     committed: bool = False  # from the journal: no commit has to write them again
     message: str = ""  # why, where a finish is ERROR
 
@@ -46,7 +48,7 @@ class StepsSampled:
 class StepsScored:
     """Scores of R chains: one for each of their steps."""
 
-    row: NDArray[np.int32]  # [R] last node of each chain; a hint
+    hint: Hints  # [R] last node of each chain
     tree_id: NDArray[np.uint64]  # [R]
     node_id: NDArray[np.uint64]  # [R]
     scores: NDArray[np.float32]  # [sum of lengths] first step first, one chain after the other; NaN: could not be scored
@@ -58,10 +60,20 @@ class StepsScored:
 class StepsLost:
     """R nodes that an engine or the verifier took and will not answer."""
 
-    row: NDArray[np.int32]
+    hint: Hints
     tree_id: NDArray[np.uint64]
     node_id: NDArray[np.uint64]
+    attempt: NDArray[np.uint8]  # [R] as the command gave them: the loss of an attempt counts once
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswersGrouped:
+    """R chains that have ended, compared by their answers."""
+
+    tree_id: NDArray[np.uint64]  # [R] a tree's chains follow each other
+    node_id: NDArray[np.uint64]  # [R] last node of each chain
+    group: NDArray[np.int32]  # [R] from 0 in each tree, equal for equal answers; -1: no answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +105,7 @@ class Tick:
     now_ms: int  # since the epoch, on the store's clock
 
 
-Event = TreesAdmitted | StepsSampled | StepsScored | StepsLost | AnswersChecked | Committed | JobCancelled | Tick
+Event = TreesAdmitted | StepsSampled | StepsScored | StepsLost | AnswersGrouped | AnswersChecked | Committed | JobCancelled | Tick
 
 
 def same_length(*columns: NDArray[Any]) -> None:

@@ -1,12 +1,13 @@
 """What a shard has to know of a job."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from ramify.scheduler.engines.base import StepParams
 from ramify.scheduler.forest.forest import Aggregate
-from ramify.scheduler.policies.answers import AnswerRule
+from ramify.scheduler.policies.answers import AnswerRule, CutRule
 from ramify.scheduler.policies.base import Policy
+from ramify.scheduler.policies.extract import Extract
 
 UNBOUNDED = 2**62
 
@@ -39,6 +40,16 @@ class JobPlan:
     checker: str  # verifier model that checks the answer; empty: none
     aggregate: Aggregate = "last"
     answer: AnswerRule = "best"
+    cut: CutRule = "discard"
+    extract: Extract = field(default_factory=lambda: Extract("last_line"))
+    compare: str = "exact"  # how answers are compared: "exact", "number", or a rule that the shell knows
+    tolerance: float = 1e-6  # of "number": relative, and absolute near 0
     spread_siblings: bool = True  # whether the children of a node are spread over what is likely, or drawn independently
     tokens_per_tree_max: int = UNBOUNDED
+    steps_per_tree_max: int = UNBOUNDED
     deadline_ms: int = UNBOUNDED  # on the store's clock
+
+    @property
+    def bounded(self) -> bool:
+        """Whether a tree has a budget, which is divided in the order of its moves."""
+        return min(self.tokens_per_tree_max, self.steps_per_tree_max) < UNBOUNDED

@@ -6,7 +6,7 @@ about a node that does not wait for it changes nothing; one that cannot be (a sc
 changes nothing either.
 
     TreesAdmitted ─▶ OPEN root ─ policy ─▶ Generate ─▶ StepsSampled ─▶ Score ─▶ StepsScored ─▶ OPEN ─ policy ─▶ ...
-                                    └─▶ finished tree ─▶ Check ─▶ AnswersChecked ─▶ Commit ─▶ Committed ─▶ rows are freed
+                        └─▶ finished tree ─▶ Compare ─▶ Check ─▶ Commit ─▶ Committed ─▶ rows are freed
 """
 
 from collections.abc import Callable, Sequence
@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.scheduler import commands, commits
+from ramify.scheduler import collapse, commands, commits, spending
 from ramify.scheduler.commands import Command
 from ramify.scheduler.engines.base import Finish
 from ramify.scheduler.errors import IllegalEvent
 from ramify.scheduler.events import (
     AnswersChecked,
+    AnswersGrouped,
     Committed,
     Event,
     JobCancelled,
@@ -33,15 +34,16 @@ from ramify.scheduler.events import (
     holds,
     same_length,
 )
-from ramify.scheduler.forest.forest import Dirty, Forest, Status, TreeStatus
-from ramify.scheduler.forest.ids import node_codes, sibling_codes
-from ramify.scheduler.forest.segments import Mask, Rows, segment_lengths, segment_starts
+from ramify.scheduler.forest.columns import Dirty, Flag, Status, TreeStatus
+from ramify.scheduler.forest.forest import Forest, Hints
+from ramify.scheduler.forest.segments import Mask, Rows, minus
 from ramify.scheduler.forest.table import select
-from ramify.scheduler.plan import UNBOUNDED, JobPlan, Outcome, Verdict
-from ramify.scheduler.policies.answers import choose
+from ramify.scheduler.plan import JobPlan, Outcome, Verdict
+from ramify.scheduler.policies.base import Moves
 
-NO_ANSWER = "no chain came to an end by itself: raise max_steps, max_step_tokens or the budget"
 COMPACT_MIN = 4096  # rows below which freeing is not worth its cost
+DEAD_SHARE = 4  # it is where one row in so many is dead
+GROWTH = 1.25  # else it is looked at again when there are so many times more
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class ShardLimits:
 
     flush_ms: int = 100  # a commit is due this long after the last one
     tries_max: int = 5  # times a node may be lost before its chain is given up
+    nodes_per_tree_max: int = 1_000_000  # steps that one tree may ask for; beyond, it fails
 
 
 class Shard:
@@ -61,7 +64,7 @@ class Shard:
         self.plans: list[JobPlan] = []
         self.messages: dict[int, str] = {}  # tree_id: the first thing that went wrong in a growing tree
         self._touched: list[Rows] = []  # trees that an event of this call has reached
-        self._rows_kept = 0  # rows after the last compaction
+        self._compact_at = COMPACT_MIN  # rows at which to look whether freeing is worth it
         self._sequence = 0
         self._committing = False
         self._flushed_ms = 0
@@ -70,6 +73,7 @@ class Shard:
             StepsSampled: self._sampled,
             StepsScored: self._scored,
             StepsLost: self._lost,
+            AnswersGrouped: self._grouped,
             AnswersChecked: self._checked,
             Committed: self._committed,
             JobCancelled: self._cancel,
@@ -81,18 +85,29 @@ class Shard:
         """Trees that are admitted and not yet committed or cancelled."""
         return int((self.forest.trees.status[: self.forest.trees.size] != TreeStatus.FREE).sum())
 
+    def growing(self, tree_id: NDArray[np.uint64]) -> tuple[Mask, Mask]:
+        """`[R]` whether each of the trees `[R]` is here and grows, and whether it does so while its answers are compared."""
+        trees, known = self.forest.trees.find(tree_id)
+        grows, compares = np.zeros(len(tree_id), np.bool_), np.zeros(len(tree_id), np.bool_)
+        grows[known] = self.forest.trees.status[trees] == TreeStatus.GROWING
+        compares[known] = self.forest.trees.comparing[trees]
+        return grows, grows & compares
+
     def handle(self, events: Sequence[Event]) -> list[Command]:
         """Take events in order and say what is to be done next.
 
         Raises:
-            IllegalEvent: of the first event that cannot be; it and those after it have changed nothing.
+            IllegalEvent: of the first event that cannot be; it and those after it have changed nothing. What those before it
+                lead to is in the error's `commands`.
         """
         found: list[Command] = []
         try:
             for event in events:
                 found += self._apply[type(event)](event)
-        finally:
-            found += self._advance()
+        except IllegalEvent as error:
+            error.commands = [*found, *self._advance()]
+            raise
+        found += self._advance()
         self._compact()
         return found
 
@@ -104,8 +119,8 @@ class Shard:
         holds(event.text, event.text_count)
         if (event.token_count < 1).any() or len(np.unique(event.tree_id)) < len(event.tree_id):
             raise IllegalEvent("TreesAdmitted holds an empty prompt, or a tree twice")
-        known = self.forest.trees.tree_id[: self.forest.trees.size]
-        new = ~np.isin(event.tree_id, known)
+        new = np.ones(len(event.tree_id), np.bool_)
+        new[self.forest.trees.find(event.tree_id)[1]] = False
         trees = self.forest.admit(
             self._plan_index(event.plan),
             event.tree_id[new],
@@ -115,6 +130,7 @@ class Shard:
             event.token_count[new],
             select(event.text, event.text_count, new),
             event.text_count[new],
+            whole=event.plan.policy.whole,
         )
         self._touched.append(trees)
         return []
@@ -127,14 +143,14 @@ class Shard:
         return len(self.plans) - 1
 
     def _sampled(self, event: StepsSampled) -> list[Command]:
-        same_length(event.row, event.tree_id, event.node_id, event.token_count, event.text_count)
-        same_length(event.row, event.logprob, event.finish, event.score)
+        same_length(event.hint, event.tree_id, event.node_id, event.token_count, event.text_count)
+        same_length(event.hint, event.logprob, event.finish, event.score, event.hint if event.turn is None else event.turn)
         holds(event.tokens, event.token_count)
         holds(event.text, event.text_count)
         if not np.isin(event.finish, [*Finish]).all():
             raise IllegalEvent("StepsSampled.finish holds a number that is no Finish")
         forest = self.forest
-        rows, new = self._waiting(event.row, event.tree_id, event.node_id, Status.SAMPLING)
+        rows, new = self._waiting(event.hint, event.tree_id, event.node_id, Status.SAMPLING)
         forest.fill(
             rows,
             select(event.tokens, event.token_count, new),
@@ -146,51 +162,76 @@ class Shard:
         )
         forest.score[rows] = event.score[new]
         forest.dirty[rows] = 0 if event.committed else Dirty.NODE
+        if event.turn is not None:  # decisions go on being counted where they were, also those that no step is left of
+            np.maximum.at(forest.trees.turn, forest.tree[rows], event.turn[new] - 1)
+        rows = self._refuse_long(rows)
         failed = forest.finish[rows] == Finish.ERROR
         self._give_up(rows[failed], event.message)
-        needs = ~failed & np.isnan(forest.score[rows]) & self._is_scored(rows)
+        rows = self._drop_unwanted(rows[~failed])
+        needs = np.isnan(forest.score[rows]) & self._is_scored(rows)
         forest.status[rows[needs]] = Status.SCORING
-        self._open(rows[~failed & ~needs])
+        self._open(rows[~needs])
         return self._score(rows[needs])
+
+    def _refuse_long(self, rows: Rows) -> Rows:
+        """Give up the steps among `rows` `[R]` that hold more tokens than they may; returns the others."""
+        most = np.array([plan.params.max_step_tokens for plan in self.plans])[self._plan_of(rows)]
+        long = self.forest.token_count[rows] > most
+        for row in rows[long].tolist():
+            tokens, limit = self.forest.token_count[row], self.plans[self.forest.trees.plan[self.forest.tree[row]]].params
+            self.forest.finish[row] = Finish.ERROR
+            self._give_up(np.array([row], np.int32), f"a step has {tokens} tokens, above max_step_tokens={limit.max_step_tokens}")
+        return rows[~long]
+
+    def _drop_unwanted(self, rows: Rows) -> Rows:
+        """Land the nodes among `rows` `[R]` whose chain was given up meanwhile; returns the others."""
+        unwanted = self.forest.status[self.forest.parent[rows]] == Status.PRUNED
+        if unwanted.any():
+            gone = rows[unwanted]
+            self._score_changed(gone[self.forest.status[gone] == Status.SCORING])  # also if it has none: a replay must know when
+            self._land(gone, Status.PRUNED)
+        return np.asarray(rows[~unwanted])
 
     def _is_scored(self, rows: Rows) -> Mask:
         """`[R]` whether the policies of the nodes' trees want a score of them."""
-        plan = self.forest.trees.plan[self.forest.tree[rows]]
+        plan = self._plan_of(rows)
         wanted = np.zeros(len(rows), np.bool_)
-        for index in np.unique(plan).tolist():
+        for index in np.flatnonzero(np.bincount(plan)).tolist():
             of_plan, policy = plan == index, self.plans[index].policy
             wanted[of_plan] = True if policy.scores == "step" else self.forest.ended(rows[of_plan], policy.max_steps)
         return wanted
 
     def _scored(self, event: StepsScored) -> list[Command]:
-        same_length(event.row, event.tree_id, event.node_id, event.length)
+        same_length(event.hint, event.tree_id, event.node_id, event.length)
         holds(event.scores, event.length)
         if not (event.length > 0).all():
             raise IllegalEvent("StepsScored holds a chain without scores; an unscorable chain has NaN")
         forest = self.forest
-        rows, known = forest.locate(event.row, event.tree_id, event.node_id)
+        rows, known = forest.locate(event.hint, event.tree_id, event.node_id)
         if (forest.status[rows] == Status.SAMPLING).any():
             raise IllegalEvent("StepsScored scores a node that is not sampled yet")
         if (forest.depth[rows] != event.length[known]).any():
             raise IllegalEvent("StepsScored has not one score for each step of a chain")
-        rows, new = self._waiting(event.row, event.tree_id, event.node_id, Status.SCORING)
+        rows, new = self._once(rows, known, Status.SCORING)
         path, _ = forest.paths(rows)
         scores = select(event.scores, event.length, new)
         unscored = np.isnan(forest.score[path]) & ~np.isnan(scores)
         path, first = np.unique(path[unscored], return_index=True)  # a step shared by chains is scored once
         forest.score[path] = scores[unscored][first]
-        last = np.cumsum(event.length[new]) - 1
-        failed = np.isnan(scores[last])
+        failed = np.isnan(scores[np.cumsum(event.length[new]) - 1])
         self._score_changed(path)
+        self._score_changed(rows)  # also where another chain has brought the score: the decision that knows it is new
         self._unscorable(rows[failed], event.message)
-        self._open(rows[~failed])
+        self._open(self._drop_unwanted(rows[~failed]))
         return []
 
     def _lost(self, event: StepsLost) -> list[Command]:
-        same_length(event.row, event.tree_id, event.node_id)
+        same_length(event.hint, event.tree_id, event.node_id, event.attempt)
         forest = self.forest
-        rows, _ = forest.locate(event.row, event.tree_id, event.node_id)
-        rows = np.unique(rows[np.isin(forest.status[rows], (Status.SAMPLING, Status.SCORING)) & self._growing(rows)])
+        rows, known = forest.locate(event.hint, event.tree_id, event.node_id)
+        waits = ((forest.status[rows] == Status.SAMPLING) | (forest.status[rows] == Status.SCORING)) & self._growing(rows)
+        rows = np.unique(rows[waits & (forest.tries[rows] == event.attempt[known])]).astype(np.int32)
+        rows = self._drop_unwanted(rows)
         forest.tries[rows] += 1
         over, sampling = forest.tries[rows] >= self.limits.tries_max, forest.status[rows] == Status.SAMPLING
         message = f"lost {self.limits.tries_max} times: {event.message}"
@@ -198,16 +239,26 @@ class Shard:
         self._unscorable(rows[over & ~sampling], message)
         return self._generate(rows[~over & sampling]) + self._score(rows[~over & ~sampling])
 
+    def _grouped(self, event: AnswersGrouped) -> list[Command]:
+        same_length(event.tree_id, event.node_id, event.group)
+        trees, known = self.forest.trees.find(event.tree_id)
+        waits = self.forest.trees.comparing[trees]
+        trees, known = trees[waits], known[waits]
+        collapse.assign(self.forest, trees, event.node_id[known], event.group[known])
+        trees = np.unique(trees).astype(np.int32)
+        self.forest.trees.comparing[trees] = False
+        self._touched.append(trees)
+        ended = trees[self.forest.trees.status[trees] == TreeStatus.GROUPING]
+        return [command for plan, mine in self._trees_by_plan(ended) for command in collapse.vote(self.forest, plan, mine)]
+
     def _checked(self, event: AnswersChecked) -> list[Command]:
         same_length(event.tree_id, event.verdict)
         if not np.isin(event.verdict, [*Verdict]).all():
             raise IllegalEvent("AnswersChecked.verdict holds a number that is no Verdict")
         trees = self.forest.trees
-        order = np.argsort(trees.tree_id[: trees.size])
-        place = np.searchsorted(trees.tree_id[order], event.tree_id)
-        at = order[np.minimum(place, len(order) - 1)] if len(order) else np.empty(0, np.int64)
-        waits = (trees.tree_id[at] == event.tree_id[: len(at)]) & (trees.status[at] == TreeStatus.CHECKING)
-        trees.verdict[at[waits]] = event.verdict[: len(at)][waits]
+        at, known = trees.find(event.tree_id)
+        waits = trees.status[at] == TreeStatus.CHECKING
+        trees.verdict[at[waits]] = event.verdict[known[waits]]
         trees.status[at[waits]] = TreeStatus.FINISHED
         return []
 
@@ -218,10 +269,7 @@ class Shard:
             return []
         forest, trees = self.forest, self.forest.trees
         forest.dirty[: forest.size] &= 0xFF ^ Dirty.COMMITTING
-        done = np.flatnonzero(trees.status[: trees.size] == TreeStatus.COMMITTING)
-        trees.status[done] = TreeStatus.FREE
-        for tree_id in trees.tree_id[done].tolist():
-            self.messages.pop(tree_id, None)
+        self._free(np.flatnonzero(trees.status[: trees.size] == TreeStatus.COMMITTING))
         self._committing = False
         return []
 
@@ -230,10 +278,13 @@ class Shard:
         for index, plan in enumerate(self.plans):
             if plan.job_id == event.job_id:
                 mine = (trees.plan[: trees.size] == index) & (trees.status[: trees.size] != TreeStatus.COMMITTING)
-                trees.status[: trees.size][mine] = TreeStatus.FREE
-                for tree_id in trees.tree_id[: trees.size][mine].tolist():
-                    self.messages.pop(tree_id, None)
+                self._free(np.flatnonzero(mine))
         return []
+
+    def _free(self, trees: NDArray[np.int64]) -> None:
+        self.forest.trees.status[trees] = TreeStatus.FREE
+        for tree_id in self.forest.trees.tree_id[trees].tolist():
+            self.messages.pop(tree_id, None)
 
     def _tick(self, event: Tick) -> list[Command]:
         trees, found = self.forest.trees, list[Command]()
@@ -254,115 +305,130 @@ class Shard:
     # --- decisions --------------------------------------------------------------------------------------------------
 
     def _advance(self) -> list[Command]:
-        """Ask the policies about every tree that an event has reached."""
-        trees = self.forest.trees
-        touched = np.unique(np.concatenate([*self._touched, np.empty(0, np.int32)])).astype(np.int32)
-        self._touched.clear()
-        touched = touched[trees.status[touched] == TreeStatus.GROWING]
+        """Ask the policies about every tree that an event has reached, and again where a decision has made others possible."""
         found: list[Command] = []
-        plan_of = trees.plan[touched]
-        for index in np.unique(plan_of).tolist():
-            plan, mine = self.plans[index], touched[plan_of == index]
-            # A budget is divided in the order of the moves, which must not depend on the order of arrival.
-            if plan.policy.barrier == "level" or plan.tokens_per_tree_max < UNBOUNDED:
-                mine = mine[trees.outstanding[mine] == 0]
-            if len(mine):
-                found += self._move(plan, mine)
+        while self._touched:
+            for plan, mine in self._trees_by_plan(self._reached()):
+                # A budget is divided in the order of the moves: not in the order of arrival, unless this is kept (`whole`).
+                if plan.policy.barrier == "level" or (plan.bounded and not plan.policy.whole):
+                    mine = mine[self.forest.trees.outstanding[mine] == 0]
+                if len(mine) and plan.policy.votes:
+                    compares, waiting = collapse.compare(self.forest, plan, mine)
+                    found += compares
+                    mine = minus(mine, waiting)
+                if len(mine):
+                    found += self._move(plan, mine)
         return found
+
+    def _reached(self) -> Rows:
+        """Growing trees that were touched, sorted; they are touched no more."""
+        trees = self.forest.trees
+        reached = np.zeros(trees.size, np.bool_)
+        for each in self._touched:
+            reached[each] = True
+        self._touched.clear()
+        asked = reached & (trees.status[: trees.size] == TreeStatus.GROWING) & ~trees.comparing[: trees.size]
+        return np.flatnonzero(asked).astype(np.int32)
 
     def _move(self, plan: JobPlan, trees: Rows) -> list[Command]:
         """Have the policy decide about `trees`, sorted, and carry its moves out."""
         forest = self.forest
         moves = plan.policy.advance(forest, trees)
-        forest.status[moves.prune] = Status.PRUNED
+        forest.trees.turn[trees] += 1
+        forest.visits[moves.mark], forest.value[moves.mark] = moves.visits, moves.value
+        confirmed = self._confirm(moves)
+        withdrawn = self._prune(moves)
         forest.status[moves.retire] = Status.RETIRED
-        expand, count, broke = self._afford(plan, moves.expand, moves.count)
-        children = forest.expand(expand, count)
-        return self._generate(children) + self._finish(plan, np.union1d(moves.finish, broke).astype(np.int32))
+        grant = spending.grant(forest, plan, moves, self.limits.nodes_per_tree_max)
+        forest.unlist(trees)
+        children = forest.expand(grant.expand, grant.count, grant.flags)
+        for tree_id, message in grant.refused.items():
+            self.messages[tree_id] = message
+        finished = np.union1d(moves.finish, grant.ended).astype(np.int32)
+        return withdrawn + self._generate(np.concatenate((confirmed, children))) + self._finish(plan, finished)
 
-    def _afford(self, plan: JobPlan, expand: Rows, count: Rows) -> tuple[Rows, Rows, Rows]:
-        """Cut expansions to what each tree's budget bears, the best first; also the trees that can't go on."""
-        if plan.tokens_per_tree_max >= UNBOUNDED or not len(expand):
-            return expand, count, expand[:0]
-        trees = self.forest.trees
-        tree = self.forest.tree[expand]
-        steps = (plan.tokens_per_tree_max - trees.spent[tree]) // plan.params.max_step_tokens
-        running = np.cumsum(count) - count
-        before = running - np.repeat(running[segment_starts(tree)], segment_lengths(tree))
-        granted = np.clip(steps - before, 0, count).astype(np.int32)
-        trees.outcome[tree[granted < count]] = Outcome.BUDGET
-        self.forest.status[expand[granted == 0]] = Status.PRUNED
-        some = granted > 0
-        return expand[some], granted[some], np.setdiff1d(tree, tree[some])
+    def _confirm(self, moves: Moves) -> Rows:
+        """Lift the flag from the children of nodes that have earned them; returns those that still have to be sampled."""
+        children, _ = self.forest.children(moves.confirm)
+        children = children[(self.forest.flags[children] & Flag.SPECULATIVE) != 0]
+        self.forest.flags[children] &= 0xFF ^ Flag.SPECULATIVE
+        status = self.forest.status[children]
+        self._touched.append(self.forest.tree[children[status == Status.OPEN]])  # only now the policy sees them
+        return np.asarray(children[status == Status.SAMPLING])
+
+    def _prune(self, moves: Moves) -> list[Command]:
+        """Give nodes up. Their children in flight stay, for they are paid for, and land as what they are."""
+        forest = self.forest
+        children, _ = forest.children(moves.prune[forest.status[moves.prune] == Status.EXPANDED])
+        forest.status[moves.prune] = Status.PRUNED
+        return self._withdraw(children[forest.status[children] == Status.SAMPLING])
 
     def _finish(self, plan: JobPlan, trees: Rows) -> list[Command]:
-        """Collapse `trees`, sorted, to their answers."""
+        """End `trees`, sorted: what is still in flight is not wanted any more, the rest becomes an answer."""
         if not len(trees):
             return []
-        forest, t = self.forest, self.forest.trees
-        best, score = choose(forest, trees, plan.answer, plan.aggregate)
-        answered = forest.tree[best]
-        t.best[answered], t.best_score[answered] = best, score
-        t.status[trees] = TreeStatus.FINISHED
-        none = np.setdiff1d(trees, answered)
-        in_time = t.outcome[trees] != Outcome.BUDGET
-        t.outcome[trees[in_time]] = Outcome.ANSWERED
-        t.outcome[none[t.outcome[none] == Outcome.ANSWERED]] = Outcome.FAILED
-        for tree in none.tolist():
-            self.messages.setdefault(int(t.tree_id[tree]), NO_ANSWER)
-        if not plan.checker or not len(best):
-            return []
-        t.status[answered] = TreeStatus.CHECKING
-        return [commands.Check(plan, commands.Chains.of(forest, best))]
+        forest, busy = self.forest, trees[self.forest.trees.outstanding[trees] > 0]
+        found: list[Command] = []
+        if len(busy):
+            rows = np.flatnonzero(forest.status[: forest.size] == Status.SAMPLING)
+            found = self._withdraw(rows[np.isin(forest.tree[rows], busy)].astype(np.int32))
+        return found + collapse.finish(forest, plan, trees, self.messages)
 
     # --- commands ---------------------------------------------------------------------------------------------------
 
     def _generate(self, rows: Rows) -> list[Command]:
-        """Commands to sample `rows`, one for each job."""
-        forest, found = self.forest, list[Command]()
-        rows = rows[np.argsort(forest.parent[rows], kind="stable")]
-        for plan, mine in self._by_plan(rows):
-            parents, group = np.unique(forest.parent[mine], return_inverse=True)
-            tokens, offsets = forest.chain_tokens(parents)
-            tree_id, node_id = forest.trees.tree_id[forest.tree[mine]], forest.node_id[mine]
-            parent_id, index = forest.node_id[forest.parent[mine]], forest.child_index[mine]
-            code = sibling_codes(parent_id, index) if plan.spread_siblings else node_codes(node_id)
-            found.append(commands.Generate(plan, tokens, offsets, group.astype(np.int32), mine, tree_id, node_id, code))
-        return found
+        """Commands to sample `rows`."""
+        return [each for plan, mine in self._by_plan(rows) for each in commands.Generate.of(self.forest, plan, mine)]
+
+    def _withdraw(self, rows: Rows) -> list[Command]:
+        names = self.forest.trees.tree_id[self.forest.tree[rows]], self.forest.node_id[rows]
+        return [commands.Withdraw(*names)] if len(rows) else []
 
     def _score(self, rows: Rows) -> list[Command]:
         """Commands to score the chains that end in `rows`, one for each job."""
         return [commands.Score(plan, commands.Chains.of(self.forest, mine)) for plan, mine in self._by_plan(rows)]
 
     def _by_plan(self, rows: Rows) -> list[tuple[JobPlan, Rows]]:
-        plan = self.forest.trees.plan[self.forest.tree[rows]]
-        return [(self.plans[index], rows[plan == index]) for index in np.unique(plan).tolist()]
+        plan = self._plan_of(rows)
+        return [(self.plans[index], rows[plan == index]) for index in np.flatnonzero(np.bincount(plan)).tolist()]
+
+    def _trees_by_plan(self, trees: Rows) -> list[tuple[JobPlan, Rows]]:
+        plan = self.forest.trees.plan[trees]
+        return [(self.plans[index], trees[plan == index]) for index in np.flatnonzero(np.bincount(plan)).tolist()]
 
     # --- nodes ------------------------------------------------------------------------------------------------------
+
+    def _plan_of(self, rows: Rows) -> NDArray[np.int32]:
+        return np.asarray(self.forest.trees.plan[self.forest.tree[rows]])
 
     def _growing(self, rows: Rows) -> Mask:
         return np.equal(self.forest.trees.status[self.forest.tree[rows]], TreeStatus.GROWING)
 
     def _waiting(
-        self, hint: Rows, tree_id: NDArray[np.uint64], node_id: NDArray[np.uint64], status: Status
+        self, hint: Hints, tree_id: NDArray[np.uint64], node_id: NDArray[np.uint64], status: Status
     ) -> tuple[Rows, NDArray[np.int64]]:
         """Like `Forest.locate`, of the nodes of growing trees in `status` alone, each of them once."""
-        rows, named = self.forest.locate(hint, tree_id, node_id)
+        return self._once(*self.forest.locate(hint, tree_id, node_id), status)
+
+    def _once(self, rows: Rows, named: NDArray[np.int64], status: Status) -> tuple[Rows, NDArray[np.int64]]:
         waits = (self.forest.status[rows] == status) & self._growing(rows)
         rows, named = rows[waits], named[waits]
-        _, first = np.unique(rows, return_index=True)
-        first.sort()
-        return rows[first], named[first]
+        if not (rows[1:] > rows[:-1]).all():  # else nothing can be there twice
+            first = np.sort(np.unique(rows, return_index=True)[1])
+            rows, named = rows[first], named[first]
+        return rows, named
 
     def _open(self, rows: Rows) -> None:
         """The nodes have all that the policy needs: it may decide about them."""
-        self.forest.status[rows] = Status.OPEN
-        self._landed(rows)
+        self._land(rows, Status.OPEN)
+
+    def _land(self, rows: Rows, status: Status) -> None:
+        self.forest.land(rows, status)
+        self._touched.append(self.forest.tree[rows])
 
     def _give_up(self, rows: Rows, message: str) -> None:
         """The nodes' chains are given up by a fault."""
-        self.forest.status[rows] = Status.PRUNED
-        self._landed(rows)
+        self._land(rows, Status.PRUNED)
         for tree_id in self.forest.trees.tree_id[self.forest.tree[rows]].tolist():
             self.messages.setdefault(tree_id, message)
 
@@ -385,15 +451,16 @@ class Shard:
         unwritten = self.forest.dirty[rows] & Dirty.NODE
         self.forest.dirty[rows] |= np.where(unwritten, 0, Dirty.SCORE).astype(np.uint8)
 
-    def _landed(self, rows: Rows) -> None:
-        np.subtract.at(self.forest.trees.outstanding, self.forest.tree[rows], 1)
-        self._touched.append(np.unique(self.forest.tree[rows]))
-
     def _compact(self) -> None:
-        if self.forest.size < max(COMPACT_MIN, 2 * self._rows_kept):
+        """Free rows when the forest has grown much and much of it is dead."""
+        forest = self.forest
+        if forest.size < self._compact_at:
             return
-        self.forest.compact()
-        self._rows_kept = self.forest.size
-        used, plan = np.unique(self.forest.trees.plan[: self.forest.trees.size], return_inverse=True)
+        if forest.dead_rows() * DEAD_SHARE < forest.size:
+            self._compact_at = int(GROWTH * forest.size)  # a look costs little, but not nothing
+            return
+        forest.compact()
+        self._compact_at = max(COMPACT_MIN, 2 * forest.size)
+        used, plan = np.unique(forest.trees.plan[: forest.trees.size], return_inverse=True)
         self.plans = [self.plans[index] for index in used.tolist()]
-        self.forest.trees.plan[: self.forest.trees.size] = plan
+        forest.trees.plan[: forest.trees.size] = plan

@@ -1,31 +1,44 @@
 """A job's spec: from the message to the core and back. Not part of the core, which knows no messages."""
 
+from ramify.scheduler.comparers import UnknownRule, check_rule
 from ramify.scheduler.engines.base import StepParams
 from ramify.scheduler.plan import UNBOUNDED, JobPlan
-from ramify.scheduler.policies.knobs import BEAM_ONLY, KnobError, Knobs
+from ramify.scheduler.policies.knobs import MEANING, KnobError, Knobs
 from ramify.v1 import job_pb2
 
-NUMBERS = ("n", "keep", "branch", "max_steps", "max_step_tokens", "temperature", "top_p", "threshold", "seed")
 ENUMS = {
     "finished": (job_pb2.FinishedRule, "FINISHED_RULE_"),
     "aggregate": (job_pb2.Aggregate, "AGGREGATE_"),
     "answer": (job_pb2.AnswerRule, "ANSWER_RULE_"),
     "duplicates": (job_pb2.DuplicateRule, "DUPLICATE_RULE_"),
     "siblings": (job_pb2.SiblingRule, "SIBLING_RULE_"),
+    "barrier": (job_pb2.BarrierRule, "BARRIER_RULE_"),
+    "cut": (job_pb2.CutRule, "CUT_RULE_"),
+    "extract": (job_pb2.ExtractRule, "EXTRACT_RULE_"),
+    "stop": (job_pb2.StopRule, "STOP_RULE_"),
+    "resample": (job_pb2.ResampleRule, "RESAMPLE_RULE_"),
+    "belief": (job_pb2.BeliefRule, "BELIEF_RULE_"),
 }
+TEXTS = ("pattern", "compare")
 DELIMITER_MAX = 64  # characters
 
 
 def knobs_of(search: job_pb2.Search) -> Knobs:
     """The knobs of a search, checked and with every default. Raises `KnobError`."""
     given: dict[str, int | float | str] = {"policy": search.policy} if search.policy else {}
-    given |= {name: getattr(search, name) for name in NUMBERS if search.HasField(name)}  # type: ignore[arg-type]
-    for name, (enum, prefix) in ENUMS.items():
-        value = getattr(search, name)
-        if value not in enum.values():
-            raise KnobError(f"{name} is {value}, which this version doesn't know")
-        if value:
-            given[name] = enum.Name(value).removeprefix(prefix).lower()
+    for name in MEANING:
+        if name in ENUMS:
+            enum, prefix = ENUMS[name]
+            value = getattr(search, name)
+            if value not in enum.values():
+                raise KnobError(f"{name} is {value}, which this version doesn't know")
+            if value:
+                given[name] = enum.Name(value).removeprefix(prefix).lower()
+        elif name in TEXTS:
+            if getattr(search, name):
+                given[name] = getattr(search, name)
+        elif search.HasField(name):  # type: ignore[arg-type]  # the name of an optional number
+            given[name] = getattr(search, name)
     boundary = search.step.WhichOneof("boundary")
     if boundary == "tokens":
         if "max_step_tokens" in given and given["max_step_tokens"] != search.step.tokens:
@@ -41,13 +54,16 @@ def knobs_of(search: job_pb2.Search) -> Knobs:
 def fill_search(search: job_pb2.Search, delimiter: str) -> job_pb2.Search:
     """The same search with every default written out; `delimiter` is the generator's own. Raises `KnobError`."""
     knobs = knobs_of(search)
+    try:
+        check_rule(knobs["compare"])
+    except UnknownRule as error:
+        raise KnobError(str(error)) from error
     filled = job_pb2.Search(policy=knobs.policy, step=search.step)
-    for name in NUMBERS:
-        if knobs.policy == "beam" or name not in BEAM_ONLY:
-            setattr(filled, name, getattr(knobs, name))
-    for name, (enum, prefix) in ENUMS.items():
-        if knobs.policy == "beam" or name in ("aggregate", "answer", "siblings"):
-            setattr(filled, name, enum.Value(prefix + getattr(knobs, name).upper()))
+    for name, value in knobs.values.items():
+        if name in ENUMS:
+            enum, prefix = ENUMS[name]
+            value = enum.Value(prefix + str(value).upper())
+        setattr(filled, name, value)
     if search.step.WhichOneof("boundary") is None:
         filled.step.delimiter = delimiter
     return filled
@@ -56,30 +72,40 @@ def fill_search(search: job_pb2.Search, delimiter: str) -> job_pb2.Search:
 def plan_of(job_id: str, spec: job_pb2.JobSpec, problems_total: int, started_ms: int) -> JobPlan:
     """What the core has to know of a job; `spec` has every default filled in.
 
-    The tokens of the job are shared out evenly: a tree's part depends neither on the other trees nor on a restart.
+    What the job may spend is shared out evenly: a tree's part depends neither on the other trees nor on a restart.
     """
     knobs, budget = knobs_of(spec.search), spec.budget
-    per_tree = [UNBOUNDED]
-    if budget.HasField("tokens_per_problem_max"):
-        per_tree.append(budget.tokens_per_problem_max)
-    if budget.HasField("tokens_max"):
-        per_tree.append(budget.tokens_max // max(1, problems_total))
     by_text = spec.search.step.WhichOneof("boundary") == "delimiter"
     return JobPlan(
         job_id=job_id,
         policy=knobs.build(),
         params=StepParams(
-            temperature=knobs.temperature,
-            top_p=knobs.top_p,
-            max_step_tokens=knobs.max_step_tokens,
+            temperature=knobs["temperature"],
+            top_p=knobs["top_p"],
+            max_step_tokens=knobs["max_step_tokens"],
             delimiter=spec.search.step.delimiter if by_text else None,
         ),
         generator=spec.generator,
         verifier=spec.verifier,
         checker=spec.checker,
-        aggregate=knobs.aggregate,
-        answer=knobs.answer,
-        spread_siblings=knobs.siblings == "spread",
-        tokens_per_tree_max=min(per_tree),
+        aggregate=knobs["aggregate"],
+        answer=knobs["answer"],
+        cut=knobs["cut"],
+        extract=knobs.extract(),
+        compare=knobs["compare"],
+        tolerance=knobs["tolerance"],
+        spread_siblings=knobs["siblings"] == "spread",
+        tokens_per_tree_max=share(budget, "tokens_per_problem_max", "tokens_max", problems_total),
+        steps_per_tree_max=share(budget, "steps_per_problem_max", "steps_max", problems_total),
         deadline_ms=started_ms + 1000 * budget.seconds_max if budget.HasField("seconds_max") else UNBOUNDED,
     )
+
+
+def share(budget: job_pb2.Budget, own: str, whole: str, problems_total: int) -> int:
+    """What one tree may spend: its own bound, or its even part of the job's where that is less."""
+    bounds = [UNBOUNDED]
+    if budget.HasField(own):  # type: ignore[arg-type]
+        bounds.append(getattr(budget, own))
+    if budget.HasField(whole):  # type: ignore[arg-type]
+        bounds.append(getattr(budget, whole) // max(1, problems_total))
+    return min(bounds)

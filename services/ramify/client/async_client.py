@@ -61,7 +61,7 @@ class AsyncClient:
         # One message at a time: to write to a call that the gateway has just ended hides why it ended, and while every
         # message is answered, the gateway has no reason to end the call but that the connection breaks.
         upload = Upload(problems, spec or job_spec(**fields), request_id, window_chunks=1)
-        lifeline = Lifeline(self.address)
+        lifeline = Lifeline(self.address, self._reconnect_timeout_s)
         while not upload.done:
             call = self._stub.CreateJob()
             try:
@@ -79,7 +79,7 @@ class AsyncClient:
                 await call.read()  # lets the call end: dropped before, it would end as cancelled
             except grpc.RpcError as error:
                 if not upload.done:
-                    await self._wait_for_gateway(lifeline.broken(error))
+                    await self._wait_for_gateway(lifeline.broken(error), lifeline.patience_s)
                     upload.rewind()
             finally:
                 call.cancel()
@@ -111,7 +111,7 @@ class AsyncClient:
 
     async def watch(self, job_id: str, cursor: int = 0) -> AsyncIterator[job_pb2.JobEvent]:
         """See `Client.watch`."""
-        lifeline = Lifeline(self.address)
+        lifeline = Lifeline(self.address, self._reconnect_timeout_s)
         while True:
             request = job_service_pb2.WatchJobRequest(job_id=job_id, cursor=cursor)
             call = self._stub.WatchJob(request, timeout=WATCH_TIMEOUT_S)
@@ -123,7 +123,7 @@ class AsyncClient:
                 return
             except grpc.RpcError as error:
                 if status_code(error) is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                    await self._wait_for_gateway(lifeline.broken(error))
+                    await self._wait_for_gateway(lifeline.broken(error), lifeline.patience_s)
             finally:
                 call.cancel()
 
@@ -145,9 +145,9 @@ class AsyncClient:
             request = job_service_pb2.GetTreeRequest(job_id=job_id, problem_index=problem_index)
             return (await self._stub.GetTree(request, timeout=self._timeout_s)).tree
 
-    async def _wait_for_gateway(self, failure: ClientError) -> None:
+    async def _wait_for_gateway(self, failure: ClientError, patience_s: float) -> None:
         # gRPC reconnects, with its own backoff.
         try:
-            await asyncio.wait_for(self._channel.channel_ready(), self._reconnect_timeout_s)
+            await asyncio.wait_for(self._channel.channel_ready(), patience_s)
         except TimeoutError:
             raise failure from None

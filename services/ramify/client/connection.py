@@ -16,11 +16,15 @@ RECONNECT_TIMEOUT_S = 60.0
 #: Reconnections in a row that may bring nothing before a stream is given up.
 RECONNECTS_MAX = 5
 
+#: How long a stream that has brought nothing yet waits for a connection.
+FIRST_PATIENCE_S = 0.5
+
 #: Items on a page of a listing.
 PAGE_SIZE = 500
 
-# gRPC itself repeats calls that break before their first answer, which is safe since every call of the API is. Not watches:
-# one that it repeated while the gateway came back was seen to stay open for ever without an answer; `Lifeline` takes them up.
+# gRPC itself repeats calls that break before their first answer, which is safe since every call of the API is. Not streams: a
+# watch that it repeated while the gateway came back was seen to stay open for ever without an answer, and of an upload that it
+# repeated a message was missing. `Lifeline` takes both up where they stood.
 # Four tries in about half a second outlast a dropped connection and still tell soon that nobody listens.
 _SERVICE_CONFIG = MappingProxyType(
     {
@@ -28,7 +32,7 @@ _SERVICE_CONFIG = MappingProxyType(
             {
                 "name": [
                     {"service": "ramify.v1.JobService", "method": method}
-                    for method in ("CreateJob", "GetJob", "ListJobs", "CancelJob", "ListResults", "GetTree")
+                    for method in ("GetJob", "ListJobs", "CancelJob", "ListResults", "GetTree")
                 ],
                 "retryPolicy": {
                     "maxAttempts": 4,
@@ -64,16 +68,19 @@ WATCH_TIMEOUT_S = 20.0
 class Lifeline:
     """Decides whether a stream that broke is taken up again.
 
-    Only a stream that had got somewhere is: where nobody listens from the start, waiting helps nobody.
+    One that had got somewhere is, and waits for the gateway. One that had not is tried once more, at once: a connection may have
+    broken under it, but where nobody listens from the start, waiting helps nobody.
     """
 
-    def __init__(self, address: str) -> None:
-        self._address = address
-        self._reconnects_left = 0
+    def __init__(self, address: str, reconnect_timeout_s: float) -> None:
+        self._address, self._reconnect_timeout_s = address, reconnect_timeout_s
+        self._reconnects_left = 1
+        #: How long to wait for the gateway.
+        self.patience_s = min(FIRST_PATIENCE_S, reconnect_timeout_s)
 
     def progressed(self) -> None:
         """The stream brought something."""
-        self._reconnects_left = RECONNECTS_MAX
+        self._reconnects_left, self.patience_s = RECONNECTS_MAX, self._reconnect_timeout_s
 
     def broken(self, error: grpc.RpcError) -> ClientError:
         """The stream broke with `error`: returns if another try is worth it, with the error should that fail too.

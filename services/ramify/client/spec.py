@@ -42,9 +42,29 @@ class SpecFields(TypedDict, total=False):
     seed: int
     siblings: Literal["spread", "independent"]
     threshold: float
+    iterations: int
+    parallel: int
+    barrier: Literal["level", "none"]
+    speculate: int
+    cut: Literal["discard", "answer"]
+    extract: Literal["last_line", "boxed", "pattern"]
+    pattern: str
+    compare: str
+    tolerance: float
+    stop: Literal["never", "beta", "margin"]
+    confidence: float
+    margin: float
+    lookahead: int
+    balance: float
+    exploration: float
+    resample: Literal["systematic", "multinomial"]
+    ess: float
+    belief: Literal["gaussian", "beta"]
     tokens_max: int
     tokens_per_problem_max: int
     seconds_max: int
+    steps_max: int
+    steps_per_problem_max: int
 
 
 #: The knobs of a search, in the proto's order.
@@ -107,7 +127,7 @@ def _set(message: Message, field: FieldDescriptor, value: object) -> None:
         setattr(message, field.name, _enum(field, value))
     elif field.cpp_type in _UINT_MAX:
         setattr(message, field.name, _whole_number(field.name, value, _UINT_MAX[field.cpp_type]))
-    elif field.cpp_type == FieldDescriptor.CPPTYPE_FLOAT:
+    elif field.cpp_type in (FieldDescriptor.CPPTYPE_FLOAT, FieldDescriptor.CPPTYPE_DOUBLE):
         setattr(message, field.name, _number(field.name, value))
     elif isinstance(value, str):
         setattr(message, field.name, value)

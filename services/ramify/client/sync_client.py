@@ -84,7 +84,7 @@ class Client:
             AlreadyExists: the request_id stands for another job.
         """
         upload = Upload(problems, spec or job_spec(**fields), request_id)
-        lifeline = Lifeline(self.address)
+        lifeline = Lifeline(self.address, self._reconnect_timeout_s)
         while not upload.done:
             requests = queue.SimpleQueue[job_service_pb2.CreateJobRequest | None]()
             call = self._started(self._stub.CreateJob, iter(requests.get, None))
@@ -100,7 +100,7 @@ class Client:
                 next(call, None)  # lets the call end: dropped before, it would end as cancelled
             except grpc.RpcError as error:
                 if not upload.done:
-                    self._wait_for_gateway(lifeline.broken(error))
+                    self._wait_for_gateway(lifeline.broken(error), lifeline.patience_s)
                     upload.rewind()
             finally:
                 requests.put(None)  # ends the thread in which gRPC reads them
@@ -137,7 +137,7 @@ class Client:
             NotFound: no such job.
             Unavailable: the gateway was there and didn't come back in time.
         """
-        lifeline = Lifeline(self.address)
+        lifeline = Lifeline(self.address, self._reconnect_timeout_s)
         while True:
             start = functools.partial(self._stub.WatchJob, timeout=WATCH_TIMEOUT_S)
             call = self._started(start, job_service_pb2.WatchJobRequest(job_id=job_id, cursor=cursor))
@@ -149,7 +149,7 @@ class Client:
                 return
             except grpc.RpcError as error:
                 if status_code(error) is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                    self._wait_for_gateway(lifeline.broken(error))
+                    self._wait_for_gateway(lifeline.broken(error), lifeline.patience_s)
             finally:
                 call.cancel()  # for those who stop reading
 
@@ -175,11 +175,11 @@ class Client:
         # channel would wait for it for ever.
         return self._starter.submit(start, request).result()
 
-    def _wait_for_gateway(self, failure: ClientError) -> None:
+    def _wait_for_gateway(self, failure: ClientError, patience_s: float) -> None:
         # gRPC reconnects, with its own backoff.
         ready = grpc.channel_ready_future(self._channel)
         try:
-            ready.result(timeout=self._reconnect_timeout_s)
+            ready.result(timeout=patience_s)
         except grpc.FutureTimeoutError:
             raise failure from None
         finally:

@@ -73,12 +73,17 @@ def _model(role: str, name: str, models: Sequence[ModelRow]) -> ModelRow:
 
 
 def check_budget(spec: job_pb2.JobSpec, problems_total: int) -> None:
-    """A job's tokens must pay for at least one step of every problem. Raises `InvalidRequest`."""
+    """A job's tokens and steps must pay for at least one step of every problem. Raises `InvalidRequest`."""
     need = problems_total * spec.search.max_step_tokens
     if spec.budget.HasField("tokens_max") and spec.budget.tokens_max < need:
         raise InvalidRequest(
             f"spec.budget.tokens_max is {spec.budget.tokens_max}, but {problems_total} problems of at least one step of "
             f"max_step_tokens = {spec.search.max_step_tokens} need {need}; raise the one or lower the other"
+        )
+    if spec.budget.HasField("steps_max") and spec.budget.steps_max < problems_total:
+        raise InvalidRequest(
+            f"spec.budget.steps_max is {spec.budget.steps_max}, but {problems_total} problems of at least one step each need "
+            f"{problems_total}; raise it"
         )
 
 

@@ -56,6 +56,7 @@ def progress_message(row: JobRow) -> job_pb2.Progress:
         problems_failed=row.problems_failed,
         steps=row.steps,
         tokens=row.tokens,
+        wasted_tokens=row.wasted_tokens,
     )
 
 

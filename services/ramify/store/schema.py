@@ -37,6 +37,7 @@ jobs = Table(
     Column("problems_failed", BigInteger, nullable=False, default=0),
     Column("steps", BigInteger, nullable=False, default=0),
     Column("tokens", BigInteger, nullable=False, default=0),
+    Column("wasted_tokens", BigInteger, nullable=False, default=0, server_default="0"),  # of those, spent on speculation in vain
     Column("cursor", BigInteger, nullable=False, default=0),  # of the job's last event
     Column("segment_floor", BigInteger, nullable=False, default=0),  # no segment up to this one holds a step of the job
     Column("uploader", String(32), nullable=False),  # the call that brought the latest problems: it alone may undo the upload

@@ -24,8 +24,9 @@ PLAIN: dict[str, Any] = {
     "logprob": np.float32,
     "score": np.float32,
     "finish": np.uint8,
+    "turn": np.int32,
 }
-SCORES: dict[str, Any] = {"tree_id": np.uint64, "node_id": np.uint64, "score": np.float32}
+SCORES: dict[str, Any] = {"tree_id": np.uint64, "node_id": np.uint64, "score": np.float32, "turn": np.int32}
 _NOTHING: dict[str, Any] = {name: np.empty(0, dtype) for name, dtype in PLAIN.items()}
 NO_STEPS = NodeRows(
     **_NOTHING,
@@ -49,8 +50,8 @@ def encode_scores(scores: ScoreRows) -> bytes:
 def decode(found: Iterable[tuple[pa.Table, pa.Table]]) -> NodeRows:
     """All steps of some segments, in the order of their commits, with the last that is known of each; see `of_trees`.
 
-    A step that was committed twice counts once, as it was first. A score that came in a later commit is put in its place; if
-    it is NaN, the step could not be scored and its finish becomes ERROR.
+    A step that was committed twice counts once, as it was first. A score that came in a later commit is put in its place, and
+    with it the decision that was the first to know it; if it is NaN, the step could not be scored and its finish becomes ERROR.
     """
     pairs = list(found)
     nodes = _nodes([nodes for nodes, _ in pairs])
@@ -61,14 +62,14 @@ def decode(found: Iterable[tuple[pa.Table, pa.Table]]) -> NodeRows:
         nodes = take(nodes, np.sort(order))
         known, order = np.unique(mix64(nodes.tree_id, nodes.node_id), return_index=True)
     for table in tables:
-        tree_id, node_id, score = (_column(table, name) for name in SCORES)
+        tree_id, node_id, score, turn = (_column(table, name) for name in SCORES)
         if not len(known) or not len(score):
             continue
         wanted = mix64(tree_id, node_id)
         place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
         here = known[place] == wanted
         at = order[place[here]]
-        nodes.score[at] = score[here]
+        nodes.score[at], nodes.turn[at] = score[here], turn[here]
         nodes.finish[at[np.isnan(score[here])]] = Finish.ERROR
     return nodes
 
@@ -122,7 +123,10 @@ def _encode(table: pa.Table) -> bytes:
 
 def _read(body: bytes) -> pa.Table:
     with pa.ipc.open_stream(body) as reader:
-        return reader.read_all()
+        table = reader.read_all()
+    if "turn" in table.column_names:
+        return table
+    return table.append_column("turn", pa.array(np.zeros(len(table), np.int32)))  # written before decisions were counted
 
 
 def _column(table: pa.Table, name: str) -> Any:
@@ -130,7 +134,8 @@ def _column(table: pa.Table, name: str) -> Any:
 
 
 def _nodes(tables: Sequence[pa.Table]) -> NodeRows:
-    table = pa.concat_tables(tables) if tables else pa.table(_columns(NO_STEPS))
+    order = [*PLAIN, "tokens", "text"]  # not the same in segments from before decisions were counted
+    table = pa.concat_tables([table.select(order) for table in tables]) if tables else pa.table(_columns(NO_STEPS))
     plain = {name: _column(table, name).copy() for name in PLAIN}  # a copy, for scores are put into it
     tokens, token_count = _lists(table, "tokens")
     text, text_count = _lists(table, "text")

@@ -164,6 +164,7 @@ async def _add(connection: AsyncConnection, delta: JobDelta, segment: int, first
     changes = {
         "steps": job.steps + delta.steps,
         "tokens": job.tokens + delta.tokens,
+        "wasted_tokens": job.wasted_tokens + sum(result.wasted_tokens for result in new),
         "problems_done": job.problems_done + len(new),
         "problems_solved": job.problems_solved + sum(result.verdict == job_pb2.VERDICT_CORRECT for result in new),
         "problems_failed": job.problems_failed + sum(result.outcome == job_pb2.OUTCOME_FAILED for result in new),
@@ -204,6 +205,7 @@ def _result(result: TreeResult) -> job_pb2.Result:
         verdict=job_pb2.Verdict.ValueType(result.verdict),
         step_count=result.step_count,
         tokens=result.tokens,
+        wasted_tokens=result.wasted_tokens,
         message=result.message,
         answer_node_id=result.answer_node_id,
     )

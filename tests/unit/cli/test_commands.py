@@ -32,6 +32,7 @@ def test_submit_sends_problems_and_spec(ramify: Ramify, gateway: FakeGateway, pu
         "submit", puzzles, "n=8", "temperature=1.2", "aggregate=min", r"step=\n", "--policy", "best_of_n",
         "--generator", "tiny24", "--verifier", "tiny24-prm", "--checker", "countdown", "--seed", "7",
         "--budget-tokens", "1000", "--budget-tokens-per-problem", "100", "--budget-seconds", "60",
+        "--budget-steps", "500", "--budget-steps-per-problem", "50",
         "--name", "first", "--request-id", "mine",
     )  # fmt: skip
     assert result == (0, "job-1\n", "")
@@ -47,8 +48,18 @@ def test_submit_sends_problems_and_spec(ramify: Ramify, gateway: FakeGateway, pu
     expected.budget.tokens_max = 1000
     expected.budget.tokens_per_problem_max = 100
     expected.budget.seconds_max = 60
+    expected.budget.steps_max = 500
+    expected.budget.steps_per_problem_max = 50
     assert fake.asked_spec == expected
     assert fake.job.request_id == "mine"
+
+
+def test_submit_with_the_knobs_of_another_system(ramify: Ramify, gateway: FakeGateway, puzzles: Path) -> None:
+    result = ramify("submit", puzzles, "n=16", "beam_width=4", r"step=\n", "--knobs-from", "search-and-learn")
+    assert (result.code, result.out) == (0, "job-1\n")
+    assert result.err.startswith("search-and-learn n=16 beam_width=4 step=\\n -> policy=beam n=16 keep=4 branch=4 ")
+    search = gateway.jobs["job-1"].asked_spec.search
+    assert (search.policy, search.n, search.keep, search.branch, search.step.delimiter) == ("beam", 16, 4, 4, "\n")
 
 
 def test_submit_watches_if_told(ramify: Ramify, gateway: FakeGateway, puzzles: Path) -> None:
@@ -79,6 +90,10 @@ def test_submit_as_json(ramify: Ramify, gateway: FakeGateway, puzzles: Path) -> 
         (["--field", "x"], "--field is TARGET=NAME"),
         (["--format", "xml"], "--format, one of jsonl, csv, parquet, txt"),
         (["--budget-tokens", "0"], "'--budget-tokens': Input should be greater than or equal to 1"),
+        (["--budget-steps", "0"], "'--budget-steps': Input should be greater than or equal to 1"),
+        (["--knobs-from", "search-and-lern", "n=4"], "there is no peer search-and-lern; did you mean search-and-learn?"),
+        (["--knobs-from", "its_hub", "beam_with=4"], "its_hub has no knob beam_with; did you mean beam_width?"),
+        (["--knobs-from", "search-and-learn", "--policy", "beam"], "the knobs are those of search-and-learn, and so is the"),
         (["--nope"], "No such option"),
     ],
 )
@@ -121,7 +136,7 @@ def test_jobs(ramify: Ramify, gateway: FakeGateway) -> None:
     assert record["job_id"] == "job-1"
     assert record["progress"] == {
         "problems_total": 3, "problems_done": 3, "problems_solved": 3, "problems_failed": 0, "steps": 189,
-        "tokens": 2436,
+        "tokens": 2436, "wasted_tokens": 0,
     }  # fmt: skip
     assert ramify("jobs", "--limit", "1").err == "the newest 1; --limit shows more\n"
     assert ramify("jobs", "--state", "cancelled").err == "no job is cancelled\n"

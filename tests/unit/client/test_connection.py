@@ -2,7 +2,7 @@ import grpc
 import pytest
 
 from ramify.client import InvalidRequest, ServerError, Unavailable
-from ramify.client.connection import RECONNECTS_MAX, Lifeline
+from ramify.client.connection import FIRST_PATIENCE_S, RECONNECTS_MAX, Lifeline
 from ramify.client.errors import client_error
 
 
@@ -28,13 +28,24 @@ NO_GATEWAY = "no gateway answers at here:1; start one with `ramify up`, or say w
 LOST = FailedCall(grpc.StatusCode.UNAVAILABLE, "Socket closed")
 
 
-def test_a_stream_that_got_nowhere_is_not_taken_up_again() -> None:
+def test_a_stream_that_got_nowhere_is_taken_up_once_and_soon() -> None:
+    lifeline = Lifeline("here:1", 30.0)
+    lifeline.broken(LOST)
+    assert lifeline.patience_s == FIRST_PATIENCE_S
     with pytest.raises(Unavailable):
-        Lifeline("here:1").broken(LOST)
+        lifeline.broken(LOST)
+
+
+def test_one_that_got_somewhere_is_worth_waiting_for() -> None:
+    lifeline = Lifeline("here:1", 30.0)
+    lifeline.progressed()
+    lifeline.broken(LOST)
+    assert lifeline.patience_s == 30.0
+    assert Lifeline("here:1", 0.05).patience_s == 0.05
 
 
 def test_reconnections_that_bring_nothing_are_bounded() -> None:
-    lifeline = Lifeline("here:1")
+    lifeline = Lifeline("here:1", 30.0)
     lifeline.progressed()
     for _ in range(RECONNECTS_MAX):
         lifeline.broken(LOST)
@@ -45,7 +56,7 @@ def test_reconnections_that_bring_nothing_are_bounded() -> None:
 
 
 def test_only_a_lost_connection_is_worth_another_try() -> None:
-    lifeline = Lifeline("here:1")
+    lifeline = Lifeline("here:1", 30.0)
     lifeline.progressed()
     with pytest.raises(InvalidRequest, match="bad"):
         lifeline.broken(FailedCall(grpc.StatusCode.INVALID_ARGUMENT, "bad"))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,8 +11,8 @@ from ramify.scheduler.engines.base import StepParams
 from ramify.scheduler.plan import UNBOUNDED
 from ramify.scheduler.policies.beam import Beam
 from ramify.scheduler.policies.best_of_n import BestOfN
-from ramify.scheduler.policies.knobs import POLICIES, KnobError, Knobs
-from ramify.scheduler.spec import DELIMITER_MAX, ENUMS, NUMBERS, fill_search, knobs_of, plan_of
+from ramify.scheduler.policies.knobs import MEANING, POLICIES, Choice, KnobError, Knobs, Real, Whole, defaults_of
+from ramify.scheduler.spec import DELIMITER_MAX, ENUMS, TEXTS, fill_search, knobs_of, plan_of
 from ramify.v1 import job_pb2
 
 
@@ -35,53 +36,86 @@ def searches(draw: st.DrawFn) -> job_pb2.Search:
     """Any legal search, with any of its fields left out."""
     policy = draw(st.sampled_from(["", *POLICIES]))
     search = job_pb2.Search(policy=policy, step=draw(st.sampled_from(BOUNDARIES)))
-    beam = policy != "best_of_n"
-    shape = draw(st.sampled_from(SHAPES if beam else SHAPES[:2]))
-    given_numbers: dict[str, Any] = {
-        **shape,
-        "max_steps": draw(st.none() | st.integers(1, 4096)),
-        "max_step_tokens": None if search.step.WhichOneof("boundary") == "tokens" else draw(st.none() | st.integers(1, 32_768)),
-        "temperature": draw(st.none() | st.floats(0, 100, width=32)),
-        "top_p": draw(st.none() | st.floats(2**-10, 1, width=32)),
-        "seed": draw(st.none() | st.integers(0, 2**64 - 1)),
-    }
+    names = defaults_of(policy or "beam")
+    shaped = {"n", "keep", "branch"} <= names.keys()
+    given_numbers: dict[str, Any] = dict(draw(st.sampled_from(SHAPES))) if shaped else {}
+    for name in names:
+        kind = MEANING[name][0]
+        if isinstance(kind, Whole) and not (shaped and name in ("n", "keep", "branch")):
+            given_numbers[name] = draw(st.none() | st.integers(kind.least, kind.most))
+        elif isinstance(kind, Real):
+            given_numbers[name] = draw(st.none() | st.floats(kind.least + 2**-10 * kind.open, kind.most, width=32))
+    if search.step.WhichOneof("boundary") == "tokens":
+        del given_numbers["max_step_tokens"]
     for name, value in given_numbers.items():
         if value is not None:
             setattr(search, name, value)
     for name, (enum, _) in ENUMS.items():
-        if beam or name in ("aggregate", "answer"):
+        if name in names:
             setattr(search, name, draw(st.sampled_from(enum.values())))
+    if search.barrier != job_pb2.BARRIER_RULE_NONE:
+        search.ClearField("speculate")
+    elif "finished" in names:
+        search.finished = draw(st.sampled_from([job_pb2.FINISHED_RULE_UNSPECIFIED, job_pb2.FINISHED_RULE_RETIRE]))
+    if search.extract == job_pb2.EXTRACT_RULE_PATTERN:
+        search.pattern = draw(st.sampled_from(["a(b)", "[0-9]+"]))
+    search.compare = draw(st.sampled_from(["", "exact", "number", "math"]))
     return search
+
+
+def same(value: int | float | str) -> object:
+    """A number as a message holds it."""
+    return np.float32(value) if isinstance(value, float) else value
 
 
 @settings(deadline=None)
 @given(searches())
 def test_a_filled_search_says_the_same_and_filling_it_again_changes_nothing(search: job_pb2.Search) -> None:
     filled = fill_search(search, "\n")
-    assert knobs_of(filled) == knobs_of(search) or search.step.WhichOneof("boundary") == "tokens"
-    assert knobs_of(filled).build() == knobs_of(search).build()
+    again, before = knobs_of(filled), knobs_of(search)
+    assert again.policy == before.policy
+    assert {name: same(value) for name, value in again.values.items()} == {
+        name: same(value) for name, value in before.values.items()
+    }
+    assert type(again.build()) is type(before.build())
     assert fill_search(filled, "another delimiter") == filled
     assert filled.step.WhichOneof("boundary"), "no default is left out"
-    names = [name for name in NUMBERS if knobs_of(search).policy == "beam" or name not in ("keep", "branch", "threshold")]
-    assert all(filled.HasField(name) for name in names)  # type: ignore[arg-type]
+    for name in defaults_of(filled.policy):
+        if name in ENUMS or name == "compare":
+            assert getattr(filled, name), name
+        elif name not in TEXTS:
+            assert filled.HasField(name), name  # type: ignore[arg-type]
     for field, value in search.ListFields():
         if field.name != "step" or value.WhichOneof("boundary"):
             assert getattr(filled, field.name) == value, "what is given holds"
 
 
 def test_defaults() -> None:
-    assert knobs_of(job_pb2.Search()) == Knobs()
+    assert knobs_of(job_pb2.Search()) == Knobs.fill({})
     filled = fill_search(job_pb2.Search(), "\n")
     assert (filled.policy, filled.n, filled.keep, filled.branch, filled.step.delimiter) == ("beam", 16, 4, 4, "\n")
     assert filled.finished == job_pb2.FINISHED_RULE_COMPETE
     lean = fill_search(job_pb2.Search(policy="best_of_n"), "\n")
     assert not lean.HasField("keep")
+    assert (filled.compare, filled.extract, filled.cut) == ("exact", job_pb2.EXTRACT_RULE_LAST_LINE, job_pb2.CUT_RULE_DISCARD)
     assert lean.finished == job_pb2.FINISHED_RULE_UNSPECIFIED, "a policy is given no knob that it does not have"
 
 
 def test_a_boundary_in_tokens_is_the_bound_of_a_step() -> None:
-    assert knobs_of(job_pb2.Search(step=tokens(9))).max_step_tokens == 9
-    assert knobs_of(job_pb2.Search(step=tokens(9), max_step_tokens=9)).max_step_tokens == 9
+    assert knobs_of(job_pb2.Search(step=tokens(9)))["max_step_tokens"] == 9
+    assert knobs_of(job_pb2.Search(step=tokens(9), max_step_tokens=9))["max_step_tokens"] == 9
+
+
+def test_every_knob_has_a_field_and_every_word_a_value() -> None:
+    """A knob that no message can carry can't be given, and a field that is no knob would be ignored."""
+    fields = {field.name for field in job_pb2.Search.DESCRIPTOR.fields}
+    assert fields == {*MEANING, "policy", "step"}
+    for name, (kind, _) in MEANING.items():
+        assert (name in ENUMS) == isinstance(kind, Choice), name
+        if isinstance(kind, Choice):
+            enum, prefix = ENUMS[name]
+            words = {word.removeprefix(prefix).lower() for word in enum.keys()} - {"unspecified"}  # noqa: SIM118  # no mapping
+            assert words == {*kind.words}, name
 
 
 WRONG: dict[str, tuple[job_pb2.Search, list[str]]] = {
@@ -127,10 +161,21 @@ def test_a_plan_has_all_of_its_spec() -> None:
     assert plan.job_id == "job"
     assert plan.policy == Beam(6, 2, 3, 5, aggregate="min")
     assert plan.params == StepParams(0.5, 0.25, 256, "\n")
+    assert (plan.cut, plan.compare, plan.tolerance, plan.spread_siblings) == ("discard", "exact", 1e-6, True)
     assert (plan.generator, plan.verifier, plan.checker) == ("g", "v", "c")
     assert (plan.aggregate, plan.answer) == ("min", "vote")
-    assert (plan.tokens_per_tree_max, plan.deadline_ms) == (UNBOUNDED, UNBOUNDED)
+    assert (plan.tokens_per_tree_max, plan.steps_per_tree_max, plan.deadline_ms) == (UNBOUNDED, UNBOUNDED, UNBOUNDED)
+    assert not plan.bounded
     assert plan_of("job", spec(job_pb2.Search(policy="best_of_n", n=3)), 10, 0).policy == BestOfN(3, 32)
+
+
+def test_a_plan_has_the_rules_by_which_answers_are_compared() -> None:
+    search = job_pb2.Search(policy="best_of_n", compare="math", tolerance=0.25, cut=job_pb2.CUT_RULE_ANSWER)
+    search.extract, search.pattern = job_pb2.EXTRACT_RULE_PATTERN, "= ([0-9]+)"
+    plan = plan_of("job", spec(search), 10, 5000)
+    assert (plan.cut, plan.compare, plan.tolerance) == ("answer", "math", 0.25)
+    assert plan.extract("so 2 + 2 = 4") == "4"
+    assert not plan.spread_siblings
 
 
 def test_without_a_delimiter_steps_end_at_their_tokens() -> None:
@@ -151,7 +196,11 @@ def test_without_a_delimiter_steps_end_at_their_tokens() -> None:
     ],
 )
 def test_a_budget_is_shared_out_evenly_and_the_tighter_one_holds(budget: dict[str, int], problems: int, each: int) -> None:
-    assert plan_of("job", spec(job_pb2.Search(), **budget), problems, 0).tokens_per_tree_max == each
+    plan = plan_of("job", spec(job_pb2.Search(), **budget), problems, 0)
+    assert (plan.tokens_per_tree_max, plan.steps_per_tree_max, plan.bounded) == (each, UNBOUNDED, True)
+    in_steps = {name.replace("tokens", "steps"): value for name, value in budget.items()}
+    plan = plan_of("job", spec(job_pb2.Search(), **in_steps), problems, 0)
+    assert (plan.tokens_per_tree_max, plan.steps_per_tree_max, plan.bounded) == (UNBOUNDED, each, True)
 
 
 def test_seconds_count_from_the_start() -> None:

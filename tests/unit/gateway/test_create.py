@@ -107,6 +107,11 @@ BAD_FIRST = {
         first(spec=spec(budget=BUDGET(tokens_max=3 * 256 - 1)), some=PUZZLES, last=True),
         "tokens_max is 767, but 3 problems of at least one step of max_step_tokens = 256 need 768",
     ),
+    "steps 0": (first(spec=spec(budget=BUDGET(steps_max=0))), "spec.budget.steps_max is 0: nothing could run"),
+    "no step each": (
+        first(spec=spec(budget=BUDGET(steps_max=2)), some=PUZZLES, last=True),
+        "steps_max is 2, but 3 problems of at least one step each need 3",
+    ),
     "no text": (first(some=[*PUZZLES, job_pb2.Problem(text=" ")], last=True), "problem 3 has no text"),
     "a long text": (first(some=problems("1" * 300_000)), "the text of problem 0 has 300000 characters"),
     "a long id": (first(some=[job_pb2.Problem(text="4 5 6 10", id="x" * 513)]), "the id of problem 0 has 513 characters"),

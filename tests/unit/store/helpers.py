@@ -19,7 +19,7 @@ from ramify.v1 import job_pb2
 
 SPEC = job_pb2.JobSpec(name="asked")
 FILLED = job_pb2.JobSpec(name="asked", generator="tiny24", search=job_pb2.Search(seed=7))
-NO_SCORES = ScoreRows(np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.float32))
+NO_SCORES = ScoreRows(np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.float32), np.empty(0, np.int32))
 EMPTY = Chunk(0, [], False)
 LAST = Chunk(0, [], True)
 
@@ -63,6 +63,7 @@ class Step:
     text: bytes = b"step"
     score: float = 0.5
     finish: int = Finish.STEP
+    turn: int = 1
 
 
 def rows(*steps: Step) -> NodeRows:
@@ -86,13 +87,15 @@ def rows(*steps: Step) -> NodeRows:
         logprob=np.full(len(steps), -0.25, np.float32),
         score=column("score", np.float32),
         finish=column("finish", np.uint8),
+        turn=column("turn", np.int32),
     )
 
 
-def scores(*found: tuple[int, int, float]) -> ScoreRows:
+def scores(*found: tuple[int, int, float], turn: int = 2) -> ScoreRows:
     """Scores of (tree, node)."""
     tree, node, score = zip(*found, strict=True)
-    return ScoreRows(np.array(tree, np.uint64), np.array(node, np.uint64), np.array(score, np.float32))
+    turns = np.full(len(found), turn, np.int32)
+    return ScoreRows(np.array(tree, np.uint64), np.array(node, np.uint64), np.array(score, np.float32), turns)
 
 
 def result(job: job_pb2.Job, index: int, **values: Any) -> TreeResult:
@@ -106,6 +109,7 @@ def result(job: job_pb2.Job, index: int, **values: Any) -> TreeResult:
         "answer_node_id": 2,
         "step_count": 2,
         "tokens": 10,
+        "wasted_tokens": 0,
         "message": "",
     }
     return TreeResult(**{**defaults, **values})

@@ -1,9 +1,12 @@
 """Segments: what goes in comes out, whatever it is."""
 
+import io
 from math import isnan, nan
 from typing import TypeVar
 
 import numpy as np
+import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
@@ -43,6 +46,7 @@ def node_rows(draw: DrawFn) -> NodeRows:
         "logprob": column(FLOATS, np.float32),
         "score": column(FLOATS, np.float32),
         "finish": column(st.integers(1, 5), np.uint8),
+        "turn": column(st.integers(0, 2**31 - 1), np.int32),
         "tokens": np.array([token for step in tokens for token in step], np.int32),
         "token_count": np.array([len(step) for step in tokens], np.int32),
         "text": np.frombuffer(b"".join(text), np.uint8),
@@ -94,6 +98,7 @@ def test_scores_that_come_later_are_put_in_their_place(nodes: NodeRows, data: st
         np.append(nodes.tree_id[which], np.uint64(3)),  # the last is of a step that nobody knows
         np.append(nodes.node_id[which], np.uint64(5)),
         np.array([*(data.draw(FLOATS) for _ in which), 1.0], np.float32),
+        np.array([*(data.draw(st.integers(1, 99)) for _ in which), 1], np.int32),
     )
     found = read((nodes, NO_SCORES), (NO_STEPS, late))
     for row in range(count):
@@ -101,6 +106,7 @@ def test_scores_that_come_later_are_put_in_their_place(nodes: NodeRows, data: st
         np.testing.assert_equal(found.score[row], score)
         failed = row in which and isnan(score)
         assert found.finish[row] == (Finish.ERROR if failed else nodes.finish[row])
+        assert found.turn[row] == (late.turn[which.index(row)] if row in which else nodes.turn[row])
 
 
 def test_nothing() -> None:
@@ -115,6 +121,39 @@ def test_the_last_score_counts_and_the_first_of_two_equal_steps() -> None:
     found = read((rows(Step(1, 5, text=b"first")), scores((1, 5, 0.1))), (again, scores((1, 5, 0.2))))
     assert (node_ids(found), texts(found)) == ([5, 6], [b"first", b"six"])
     assert found.score.tolist() == [np.float32(0.2), 0.5]
+
+
+def test_a_late_score_brings_the_turn_of_its_step() -> None:
+    first = rows(Step(1, 5, score=nan, turn=0), Step(1, 6, score=nan, turn=0), Step(1, 7, turn=3))
+    found = read((first, NO_SCORES), (NO_STEPS, scores((1, 5, 0.25), turn=4)), (NO_STEPS, scores((1, 6, nan), turn=7)))
+    assert found.turn.tolist() == [4, 7, 3]
+    assert found.finish.tolist() == [Finish.STEP, Finish.ERROR, Finish.STEP]
+
+
+def without_turn(body: bytes) -> bytes:
+    """A stream as it was written before decisions were counted."""
+    with pa.ipc.open_stream(body) as reader:
+        table = reader.read_all().drop_columns(["turn"])
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["old first", "new first"])
+def test_segments_from_before_turns_decode_beside_new_ones(order: int) -> None:
+    """Decisions of a job that was upgraded on its way: what has no turn is known at once."""
+    new, old = rows(Step(1, 6, text=b"new", turn=9)), rows(Step(1, 5, text=b"old", turn=8))
+    tree = np.array([1], np.uint64)
+    parts = [
+        of_trees(without_turn(encode_nodes(old)), without_turn(encode_scores(scores((1, 5, 0.25), turn=8))), tree),
+        of_trees(encode_nodes(new), encode_scores(scores((1, 6, 0.75), turn=9)), tree),
+    ]
+    found = decode(parts[::order])
+    assert sorted(zip(node_ids(found), texts(found), found.turn.tolist(), found.score.tolist(), strict=True)) == [
+        (5, b"old", 0, 0.25),
+        (6, b"new", 9, 0.75),
+    ]
 
 
 def test_equal_nodes_of_two_trees_are_two() -> None:

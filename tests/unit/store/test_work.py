@@ -122,6 +122,18 @@ async def test_counters_add_up_and_the_last_result_ends_the_job(work: Work) -> N
     assert (await job_of(work, other)).progress == job_pb2.Progress(problems_total=1, steps=1, tokens=5)
 
 
+async def test_tokens_that_were_wasted_are_counted_once_a_problem_is_done(work: Work) -> None:
+    job, claim = await running_job(work.database, 3), await all_slots(work)
+    await work.commit(claim, commit(1, delta(job, result(job, 0, wasted_tokens=4), result(job, 1, wasted_tokens=3))), {})
+    again = result(job, 1, wasted_tokens=100)  # the first result of a problem counts
+    await work.commit(claim, commit(2, delta(job, again, result(job, 2, wasted_tokens=0))), {})
+    assert (await job_of(work, job)).progress.wasted_tokens == 7
+    found, _ = await Jobs(work.database).results(job.job_id, 10, -1)
+    assert sorted((each.problem_index, each.wasted_tokens) for each in found) == [(0, 4), (1, 3), (2, 0)]
+    history = await Jobs(work.database).history(job.job_id, 0)
+    assert [event.progress.wasted_tokens for event in history.events][-2:] == [7, 7]
+
+
 async def test_a_commit_that_is_written_again_changes_nothing(work: Work) -> None:
     job = await running_job(work.database)
     claim, first = await all_slots(work), dict[int, int]()
@@ -219,6 +231,7 @@ async def test_the_journal_has_just_the_steps_of_the_trees(work: Work, monkeypat
     assert np.isnan(of_first[7]), "not scored yet"
     assert np.isnan(found.score[found.tree_id == np.uint64(trees[2])]).all()
     assert (found.finish == 1).all()
+    assert (found.turn[found.tree_id == np.uint64(trees[0])] == [2] * 7 + [1]).all(), "a score that came later brings its turn"
     assert node_ids(await work.journal(opened, np.empty(0, np.int64))) == []
 
 

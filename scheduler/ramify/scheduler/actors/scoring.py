@@ -35,7 +35,7 @@ class Ask:
     pauses: int = 0
 
     def __len__(self) -> int:
-        return len(self.chains.row)
+        return len(self.chains.length)
 
 
 class Scoring:
@@ -86,7 +86,7 @@ class Scoring:
         chains = [
             Chain(problem, tuple(steps), self._references.get(ask.job_id, {}).get(tree, ""))
             for ask in batch
-            for tree, problem, steps in zip(ask.chains.tree_id.tolist(), ask.chains.problem, ask.chains.steps, strict=True)
+            for tree, (problem, steps) in zip(ask.chains.tree_id.tolist(), ask.chains.texts(), strict=True)
         ]
         try:
             found = (await self._client.score(batch[0].model, chains)).chains
@@ -119,7 +119,7 @@ class Scoring:
             if ask.checks:
                 self._post(AnswersChecked(chains.tree_id, np.full(len(ask), Verdict.UNKNOWN, np.uint8)))
             else:
-                self._post(StepsLost(chains.row, chains.tree_id, chains.node_id, f"not scored: {why}"))
+                self._post(StepsLost(chains.hint, chains.tree_id, chains.node_id, chains.attempt, f"not scored: {why}"))
 
     def _answer(self, ask: Ask, found: list[ChainScores]) -> None:
         chains = ask.chains
@@ -127,11 +127,10 @@ class Scoring:
             verdicts = [_verdict(scores) for scores in found]
             self._post(AnswersChecked(chains.tree_id, np.array(verdicts, np.uint8)))
             return
-        length = np.array([len(steps) for steps in chains.steps], np.int32)
-        scores = [score.scores or [np.nan] * count for score, count in zip(found, length.tolist(), strict=True)]
+        scores = [score.scores or [np.nan] * count for score, count in zip(found, chains.length.tolist(), strict=True)]
         message = next((score.message for score in found if not score.scores), "")
         flat = np.concatenate([np.array(each, np.float32) for each in scores])
-        self._post(StepsScored(chains.row, chains.tree_id, chains.node_id, flat, length, message))
+        self._post(StepsScored(chains.hint, chains.tree_id, chains.node_id, flat, chains.length, message))
 
 
 def _verdict(found: ChainScores) -> Verdict:

@@ -10,6 +10,7 @@ import ray
 from ramify.scheduler.actors.config import NAMESPACE, SystemConfig
 from ramify.scheduler.actors.engine_actor import RayEngine
 from ramify.scheduler.actors.shell import Shell
+from ramify.scheduler.memory import keep_freed_memory
 from ramify.store.database import Database
 from ramify.store.schema import SLOTS
 from ramify.store.work import Work
@@ -25,6 +26,7 @@ class ShardActor:
     """Holds one shard and the asyncio shell around it. Whatever it dies of, the next one goes on from the last commit."""
 
     def __init__(self, index: int, config: SystemConfig, engines: Sequence[RayEngine]) -> None:
+        keep_freed_memory()
         self._index, self._config, self._engines = index, config, engines
         self._database = Database(config.store_url)
         self._shell: Shell | None = None

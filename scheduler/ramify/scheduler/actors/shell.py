@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from sqlalchemy.exc import SQLAlchemyError
 
 from ramify.scheduler.actors.admission import Admission
+from ramify.scheduler.actors.comparing import Comparing
 from ramify.scheduler.actors.dispatch import Dispatcher, EngineHandle
 from ramify.scheduler.actors.scoring import Scoring
-from ramify.scheduler.commands import Check, Command, Commit, Generate, Score
+from ramify.scheduler.commands import Check, Command, Commit, Compare, Generate, Score, Withdraw
 from ramify.scheduler.events import Committed, Event, Tick
-from ramify.scheduler.forest.forest import TreeStatus
+from ramify.scheduler.forest.columns import TreeStatus
 from ramify.scheduler.journal import Journal
 from ramify.scheduler.shard import Shard, ShardLimits
 from ramify.store import segments
@@ -80,12 +81,13 @@ class Shell:
         dispatcher = Dispatcher(engines, self.post)
         admission = Admission(self._work, self.claim, dispatcher.info, self.post)
         scoring = Scoring(self._verifier, admission.references, self.post)
+        comparing = Comparing(self.post)
         recovered, self._first_segment = await admission.recover()
-        journal = Journal.of(segments.concat(recovered))
+        journal = Journal(segments.concat(recovered))
         admitting = asyncio.create_task(self._admit(admission))
         try:
             while not (self._stopping and self._commit is None and not self._unwritten()):
-                await self._turn(dispatcher, scoring, journal)
+                await self._turn(dispatcher, scoring, comparing, journal)
                 for task in (admitting, self._commit):
                     if task is not None and task.done():
                         task.result()
@@ -98,26 +100,32 @@ class Shell:
             await asyncio.gather(admitting, *([self._commit] if self._commit else []), return_exceptions=True)
             await dispatcher.close()
             await scoring.close()
+            await comparing.close()
 
-    async def _turn(self, dispatcher: Dispatcher, scoring: Scoring, journal: Journal) -> None:
+    async def _turn(self, dispatcher: Dispatcher, scoring: Scoring, comparing: Comparing, journal: Journal) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), CYCLE_S)
         self._wake.clear()
         events, self._inbox = [*self._inbox, Tick(now_ms())], []
         while events:
-            commands, events = journal.answer(self.shard.handle(events))
+            commands, events = journal.answer(self.shard.handle(events), self.shard.growing)
             for command in commands:
-                self._carry_out(command, dispatcher, scoring)
+                self._carry_out(command, dispatcher, scoring, comparing)
         if not self._stopping and not self._lags():
             dispatcher.pump()
             scoring.pump()
+            comparing.pump()
 
-    def _carry_out(self, command: Command, dispatcher: Dispatcher, scoring: Scoring) -> None:
+    def _carry_out(self, command: Command, dispatcher: Dispatcher, scoring: Scoring, comparing: Comparing) -> None:
         match command:
             case Generate():
                 dispatcher.add(command)
+            case Withdraw():
+                dispatcher.withdraw(command)
             case Score() | Check():
                 scoring.add(command)
+            case Compare():
+                comparing.add(command)
             case Commit():
                 self._commit_began_ms = now_ms()
                 self._commit = asyncio.create_task(self._write(command))

@@ -4,128 +4,36 @@ A node is a row, a parent is a row number, tokens and text lie in arenas. Row nu
 `(tree_id, node_id)` names a node for ever.
 """
 
-from collections.abc import Mapping
-from enum import IntEnum
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from ramify.scheduler.engines.base import Finish
+from ramify.scheduler.forest.columns import NO_GROUP, NO_ROW, Nodes, Status, Trees, TreeStatus
 from ramify.scheduler.forest.ids import hash_ranges, mix64
-from ramify.scheduler.forest.segments import Mask, Rows, position_in_segment
-from ramify.scheduler.forest.table import Arena, Table
-
-NO_ROW = -1
+from ramify.scheduler.forest.segments import Mask, Rows, position_in_segment, segment_lengths, segment_starts
+from ramify.scheduler.forest.table import Arena, ranges
+from ramify.scheduler.forest.validate import validate
 
 Aggregate = Literal["last", "min", "mean", "prod"]
+Hints = NDArray[np.int64]
+"""Where a node was when it was named to the outside: epoch << 32 | row."""
+
+EPOCHS_KEPT = 2  # compactions that a hint outlives; an older one is found by its name, which takes longer
 
 
-class Status(IntEnum):
-    """Where a node is. It goes SAMPLING, SCORING (unless its policy needs no score of it), OPEN and then one of the others."""
-
-    SAMPLING = 0  # dispatched to an engine
-    SCORING = 1  # dispatched to the verifier
-    OPEN = 2  # in the frontier: the policy has yet to decide, or has decided to carry it along
-    EXPANDED = 3  # has children
-    PRUNED = 4  # given up
-    RETIRED = 5  # has ended and is set aside as a candidate for the answer
-
-
-class TreeStatus(IntEnum):
-    """Where a tree is."""
-
-    GROWING = 0
-    CHECKING = 1  # has an answer, which is with the checker
-    FINISHED = 2  # its result waits for its commit
-    COMMITTING = 3  # its result is in the commit that is being written
-    FREE = 4  # committed or cancelled; `compact` may drop it
-
-
-class Dirty(IntEnum):
-    """Bits of what a commit still has to write of a node."""
-
-    NODE = 1  # the step itself
-    SCORE = 2  # its score; the step is committed, or is written along with it
-    COMMITTING = 4  # in the commit that is being written
-
-
-class Trees(Table):
-    """One row for each tree."""
-
-    COLUMNS: ClassVar[Mapping[str, DTypeLike]] = {
-        "tree_id": np.uint64,
-        "problem": np.int64,
-        "plan": np.int32,
-        "root": np.int32,
-        "outstanding": np.int32,
-        "spent": np.int64,
-        "steps": np.int64,
-        "best": np.int32,
-        "best_score": np.float32,
-        "status": np.uint8,
-        "outcome": np.uint8,
-        "verdict": np.uint8,
-    }
-    tree_id: NDArray[np.uint64]
-    problem: NDArray[np.int64]  # index in its job
-    plan: NDArray[np.int32]  # index of its job's plan in the shard
-    root: NDArray[np.int32]  # row of the root node
-    outstanding: NDArray[np.int32]  # nodes SAMPLING or SCORING
-    spent: NDArray[np.int64]  # tokens sampled: those of its steps, end marks apart (a fault may overwrite who had one)
-    steps: NDArray[np.int64]  # nodes sampled
-    best: NDArray[np.int32]  # row of the node that ends the answer; NO_ROW until there is one
-    best_score: NDArray[np.float32]
-    status: NDArray[np.uint8]  # a TreeStatus
-    outcome: NDArray[np.uint8]  # an Outcome, once finished
-    verdict: NDArray[np.uint8]  # a Verdict, once checked
-
-
-class Forest(Table):
-    """One row for each node; parents come before their children."""
-
-    COLUMNS: ClassVar[Mapping[str, DTypeLike]] = {
-        "node_id": np.uint64,
-        "text_hash": np.uint64,
-        "token_start": np.int64,
-        "text_start": np.int64,
-        "tree": np.int32,
-        "parent": np.int32,
-        "child_index": np.int32,
-        "child_count": np.int32,
-        "token_count": np.int32,
-        "text_count": np.int32,
-        "logprob": np.float32,
-        "score": np.float32,
-        "depth": np.int16,
-        "status": np.uint8,
-        "finish": np.uint8,
-        "dirty": np.uint8,
-        "tries": np.uint8,
-    }
-    node_id: NDArray[np.uint64]
-    text_hash: NDArray[np.uint64]  # equal for chains of one tree that say the same
-    token_start: NDArray[np.int64]
-    text_start: NDArray[np.int64]
-    tree: NDArray[np.int32]  # row in `trees`
-    parent: NDArray[np.int32]  # NO_ROW for a root
-    child_index: NDArray[np.int32]
-    child_count: NDArray[np.int32]  # children dispatched so far
-    token_count: NDArray[np.int32]
-    text_count: NDArray[np.int32]
-    logprob: NDArray[np.float32]
-    score: NDArray[np.float32]  # NaN: not scored
-    depth: NDArray[np.int16]  # 0 for a root
-    status: NDArray[np.uint8]  # a Status
-    finish: NDArray[np.uint8]  # a Finish; 0 for roots and what is not sampled yet
-    dirty: NDArray[np.uint8]  # bits of Dirty
-    tries: NDArray[np.uint8]  # times that the node was lost by an engine or a verifier
+class Forest(Nodes):
+    """See the module."""
 
     def __init__(self) -> None:
         super().__init__()
         self.trees = Trees()
         self.tokens = Arena(np.int32)
         self.text = Arena(np.uint8)
+        self._listed = Arena(np.int32)  # the lists of landed nodes, one for each tree
+        self._epoch = 0  # compactions so far
+        self._moved: list[Rows] = []  # for each of the last epochs, the present row of each of its rows; newest last
 
     def admit(
         self,
@@ -137,6 +45,8 @@ class Forest(Table):
         token_count: NDArray[np.int32],
         text: NDArray[np.uint8],
         text_count: NDArray[np.int32],
+        *,
+        whole: bool = False,
     ) -> Rows:
         """Add T trees, each of them a root whose tokens are the prompt and whose text is the problem.
 
@@ -149,6 +59,7 @@ class Forest(Table):
             token_count: `[T]` tokens of each prompt.
             text: the problems in UTF-8, one after the other.
             text_count: `[T]` bytes of each problem.
+            whole: whether dead branches stay until the tree ends.
 
         Returns:
             `[T]` rows in `trees`.
@@ -157,54 +68,92 @@ class Forest(Table):
         roots = self.append(len(tree_id))
         self.trees.tree_id[trees], self.trees.problem[trees], self.trees.plan[trees] = tree_id, problem, plan
         self.trees.root[trees], self.trees.best[trees], self.trees.best_score[trees] = roots, NO_ROW, np.nan
+        self.trees.whole[trees] = whole
         self.tree[roots], self.parent[roots], self.node_id[roots] = trees, NO_ROW, root_id
-        self.status[roots], self.score[roots] = Status.OPEN, np.nan
+        self.last_child[roots] = self.elder[roots] = NO_ROW
+        self.status[roots], self.score[roots], self.group[roots] = Status.OPEN, np.nan, NO_GROUP
         self._write(roots, tokens, token_count, text, text_count)
+        self._enlist(roots)
         return trees
+
+    # --- what there is ----------------------------------------------------------------------------------------------
+
+    def landed(self, trees: Rows) -> Rows:
+        """`[L]` nodes of `trees` `[T]` (sorted) that are not in flight, grouped by tree, older nodes first.
+
+        Of a tree that is not whole, only those that are OPEN or RETIRED are sure to be among them.
+        """
+        count = self.trees.listed_count[trees]
+        rows = self._listed.take(self.trees.listed_start[trees], count)
+        key = np.sort((np.repeat(trees.astype(np.int64), count) << 32) | rows)
+        return np.asarray(key & 0xFFFFFFFF, np.int32)
 
     def frontier(self, trees: Rows) -> Rows:
         """`[F]` OPEN nodes of `trees` `[T]` (sorted), grouped by tree, older nodes first."""
-        wanted = np.zeros(self.trees.size, np.bool_)
-        wanted[trees] = True
-        rows = np.flatnonzero(self.status[: self.size] == Status.OPEN)
-        rows = rows[wanted[self.tree[rows]]]
-        return rows[np.argsort(self.tree[rows], kind="stable")].astype(np.int32)
+        rows = self.landed(trees)
+        return np.asarray(rows[self.status[rows] == Status.OPEN])
 
     def candidates(self, trees: Rows) -> Rows:
         """`[C]` nodes that may end an answer: OPEN or RETIRED nodes of `trees` `[T]` (sorted), grouped by tree; no roots."""
-        wanted = np.zeros(self.trees.size, np.bool_)
-        wanted[trees] = True
-        status = self.status[: self.size]
-        rows = np.flatnonzero((status == Status.OPEN) | (status == Status.RETIRED))
-        rows = rows[wanted[self.tree[rows]] & (self.depth[rows] > 0)]
-        return rows[np.argsort(self.tree[rows], kind="stable")].astype(np.int32)
+        rows = self.landed(trees)
+        status = self.status[rows]
+        return np.asarray(rows[((status == Status.OPEN) | (status == Status.RETIRED)) & (self.depth[rows] > 0)])
 
     def retired(self, trees: Rows) -> Rows:
         """`[F]` how many nodes of each of `trees` `[F]` (any order, repeats allowed) are RETIRED."""
-        rows = np.flatnonzero(self.status[: self.size] == Status.RETIRED)
-        return np.bincount(self.tree[rows], minlength=self.trees.size)[trees].astype(np.int32)
+        names, place = np.unique(trees, return_inverse=True)
+        rows = self.landed(names.astype(np.int32))
+        tree = self.tree[rows[self.status[rows] == Status.RETIRED]]
+        return np.bincount(np.searchsorted(names, tree), minlength=len(names))[place].astype(np.int32)
 
     def ended(self, rows: Rows, max_steps: int) -> Mask:
         """`[R]` whether the chain that ends in each node can't go on: by its own end mark, its context or its depth."""
         finish = self.finish[rows]
-        return np.isin(finish, (Finish.END, Finish.CONTEXT)) | (self.depth[rows] >= max_steps)
+        return np.asarray((finish == Finish.END) | (finish == Finish.CONTEXT) | (self.depth[rows] >= max_steps))
 
-    def expand(self, rows: Rows, counts: Rows) -> Rows:
+    def children(self, rows: Rows) -> tuple[Rows, NDArray[np.int64]]:
+        """The children of `rows` `[R]` that are still here, oldest first: `[C]`, and each one's parent as index in `rows`."""
+        found, owners = list[Rows](), list[NDArray[np.int64]]()
+        at, owner = self.last_child[rows], np.arange(len(rows))
+        while len(at := at[(there := at != NO_ROW)]):
+            owner = owner[there]
+            found.append(at)
+            owners.append(owner)
+            at = self.elder[at]
+        child, owner = np.concatenate((*found, rows[:0])), np.concatenate((*owners, owner[:0]))
+        order = np.lexsort((child, owner))
+        return child[order], owner[order]
+
+    # --- growth -----------------------------------------------------------------------------------------------------
+
+    def expand(self, rows: Rows, counts: Rows, flags: NDArray[np.uint8] | None = None) -> Rows:
         """Add `counts` `[E]` children to each of `rows` `[E]` (distinct), status SAMPLING.
+
+        Args:
+            rows: `[E]`.
+            counts: `[E]` at least 1 each.
+            flags: `[E]` bits of `Flag` for the children; none if absent.
 
         Returns:
             `[sum of counts]` the children, grouped by parent.
         """
         parent = np.repeat(rows, counts)
         children = self.append(len(parent))
-        index = position_in_segment(np.repeat(np.arange(len(rows), dtype=np.int32), counts)) + self.child_count[parent]
+        place = position_in_segment(np.repeat(np.arange(len(rows), dtype=np.int32), counts))
+        index = place + self.child_count[parent]
         self.tree[children], self.parent[children], self.child_index[children] = self.tree[parent], parent, index
         self.node_id[children] = mix64(self.node_id[parent], index.astype(np.uint64))
         self.depth[children] = self.depth[parent] + 1
-        self.status[children], self.score[children] = Status.SAMPLING, np.nan
+        self.status[children], self.score[children], self.group[children] = Status.SAMPLING, np.nan, NO_GROUP
+        self.last_child[children] = NO_ROW
+        self.elder[children] = np.where(place > 0, children - 1, self.last_child[parent])
+        self.last_child[rows] = children[np.cumsum(counts) - 1]
+        if flags is not None:
+            self.flags[children] = np.repeat(flags, counts)
         self.child_count[rows] += counts
         self.status[rows] = Status.EXPANDED
-        np.add.at(self.trees.outstanding, self.tree[children], 1)
+        np.add.at(self.trees.outstanding, self.tree[rows], counts.astype(np.int32))
+        np.add.at(self.trees.asked, self.tree[rows], counts.astype(np.int64))  # of the column's own type: 30 times faster
         return children
 
     def fill(
@@ -221,27 +170,52 @@ class Forest(Table):
         self._write(rows, tokens, token_count, text, text_count)
         self.logprob[rows], self.finish[rows] = logprob, finish
         self.text_hash[rows] = mix64(self.text_hash[self.parent[rows]], hash_ranges(text, text_count))
-        np.add.at(self.trees.spent, self.tree[rows], token_count)
-        np.add.at(self.trees.steps, self.tree[rows], 1)
+        np.add.at(self.trees.spent, self.tree[rows], token_count.astype(np.int64))
+        np.add.at(self.trees.steps, self.tree[rows], np.int64(1))
 
-    def paths(self, rows: Rows) -> tuple[Rows, Rows]:
-        """The nodes of each chain, from its first step to its last; roots are left out.
+    def land(self, rows: Rows, status: Status) -> None:
+        """The nodes `rows` `[R]` are in flight no more: the next decision about their trees knows of them."""
+        tree = self.tree[rows]
+        self.status[rows] = status
+        self.turn[rows] = self.trees.turn[tree] + 1
+        np.subtract.at(self.trees.outstanding, tree, np.int32(1))
+        np.add.at(self.trees.settled, tree, self.token_count[rows].astype(np.int64))
+        self._enlist(rows if status == Status.OPEN else rows[self.trees.whole[tree]])
+
+    def unlist(self, trees: Rows) -> None:
+        """Shorten the lists of `trees` `[T]` (sorted) to what `landed` promises."""
+        trees = trees[~self.trees.whole[trees]]
+        rows = self.landed(trees)
+        status = self.status[rows]
+        rows = rows[(status == Status.OPEN) | (status == Status.RETIRED)]
+        count = np.bincount(np.searchsorted(trees, self.tree[rows]), minlength=len(trees)).astype(np.int32)
+        self.trees.listed_count[trees] = count
+        self._listed.data[ranges(self.trees.listed_start[trees], count)] = rows
+
+    # --- chains -----------------------------------------------------------------------------------------------------
+
+    def paths(self, rows: Rows, *, roots: bool = False) -> tuple[Rows, Rows]:
+        """The nodes of each chain, from its first step to its last; the root before them, where `roots`.
 
         Args:
             rows: `[R]` last nodes.
+            roots: whether each path begins with its root.
 
         Returns:
-            `[sum of lengths]` nodes, one chain after the other, and `[R]` the chains' lengths.
+            `[sum of lengths]` nodes, one chain after the other, and `[R]` the paths' lengths.
         """
-        length = self.depth[rows].astype(np.int32)
-        path = np.full((len(rows), int(length.max(initial=0))), NO_ROW, np.int32)
+        depth = self.depth[rows].astype(np.int32)
+        path = np.full((len(rows), int(depth.max(initial=0)) + 1), NO_ROW, np.int32)
         at, chain = rows, np.arange(len(rows))
         while len(at):
             inner = self.depth[at] > 0
-            at, chain = at[inner], chain[inner]
-            path[chain, self.depth[at] - 1] = at
+            if not inner.all():
+                at, chain = at[inner], chain[inner]
+            path[chain, self.depth[at]] = at
             at = self.parent[at]
-        return path[path != NO_ROW], length
+        if roots:
+            path[:, 0] = self.trees.root[self.tree[rows]]
+        return path[path != NO_ROW], depth + roots
 
     def chain_scores(self, rows: Rows, aggregate: Aggregate) -> NDArray[np.float32]:
         """`[R]` score of the chain that ends in each node; NaN if one of the steps that count has none."""
@@ -264,16 +238,11 @@ class Forest(Table):
 
     def chain_tokens(self, rows: Rows) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Prompt and steps of the chains that end in `rows` `[R]`: tokens one after the other, and offsets `[R+1]`."""
-        path, length = self.paths(rows)
-        chain = np.repeat(np.arange(len(rows)), length)
-        nodes = np.concatenate((self.trees.root[self.tree[rows]], path))
-        owner = np.concatenate((np.arange(len(rows)), chain))
-        order = np.argsort(owner, kind="stable")
-        nodes, owner = nodes[order], owner[order]
-        tokens = self.tokens.take(self.token_start[nodes], self.token_count[nodes])
-        per_chain = np.zeros(len(rows), np.int64)
-        np.add.at(per_chain, owner, self.token_count[nodes])
-        return tokens, np.concatenate((np.zeros(1, np.int64), np.cumsum(per_chain)))
+        nodes, length = self.paths(rows, roots=True)
+        count = self.token_count[nodes]
+        ends = np.concatenate((np.zeros(1, np.int64), np.cumsum(count, dtype=np.int64)))
+        offsets = ends[np.concatenate((np.zeros(1, np.int64), np.cumsum(length, dtype=np.int64)))]
+        return self.tokens.take(self.token_start[nodes], count), offsets
 
     def texts(self, rows: Rows) -> list[str]:
         """The text of each node's own step; of a root, the problem."""
@@ -287,51 +256,114 @@ class Forest(Table):
         texts, ends = self.texts(path), np.cumsum(length).tolist()
         return [texts[end - count : end] for end, count in zip(ends, length.tolist(), strict=True)]
 
-    def locate(self, hint: Rows, tree_id: NDArray[np.uint64], node_id: NDArray[np.uint64]) -> tuple[Rows, NDArray[np.int64]]:
+    # --- names ------------------------------------------------------------------------------------------------------
+
+    def hints(self, rows: Rows) -> Hints:
+        """`[R]` by which `locate` finds the nodes `rows` `[R]` again, fast."""
+        return np.asarray((np.int64(self._epoch) << 32) | rows, np.int64)
+
+    def locate(self, hint: Hints, tree_id: NDArray[np.uint64], node_id: NDArray[np.uint64]) -> tuple[Rows, NDArray[np.int64]]:
         """Rows of the named nodes that are still here, and which of the names they answer.
 
         Args:
-            hint: `[R]` where each was once; good until `compact` renumbers.
+            hint: `[R]` of `hints`; a wrong one costs time alone.
             tree_id: `[R]`.
             node_id: `[R]`; both together are the names.
         """
-        at = np.where((hint >= 0) & (hint < self.size), hint, 0)
         if self.size == 0:
-            return at[:0], np.empty(0, np.int64)
+            return np.empty(0, np.int32), np.empty(0, np.int64)
+        at, epoch = hint & 0xFFFFFFFF, hint >> 32
+        for back, moved in enumerate(reversed(self._moved), 1):
+            if (old := (epoch == self._epoch - back) & (at < len(moved))).any():
+                at[old] = moved[at[old]]
+        at = np.where((at >= 0) & (at < self.size), at, 0)
         right = (self.node_id[at] == node_id) & (self.trees.tree_id[self.tree[at]] == tree_id)
-        if not right.all():  # rows were renumbered while the node was out
+        lost = np.flatnonzero(~right & (epoch < self._epoch - len(self._moved)))
+        if len(lost):
             names = mix64(self.trees.tree_id[self.tree[: self.size]], self.node_id[: self.size])
             order = np.argsort(names)
-            place = np.searchsorted(names[order], mix64(tree_id, node_id))
-            at = order[np.minimum(place, self.size - 1)]
+            place = np.searchsorted(names[order], mix64(tree_id[lost], node_id[lost]))
+            at[lost] = order[np.minimum(place, self.size - 1)]
             right = (self.node_id[at] == node_id) & (self.trees.tree_id[self.tree[at]] == tree_id)
         return at[right].astype(np.int32), np.flatnonzero(right)
 
+    # --- memory -----------------------------------------------------------------------------------------------------
+
+    def dead_rows(self) -> int:
+        """About how many rows `compact` would free: those that were given up, and all of trees that are done."""
+        gone = self.trees.status[: self.trees.size] == TreeStatus.FREE
+        pruned = (self.status[: self.size] == Status.PRUNED) & ~self.trees.whole[self.tree[: self.size]]
+        return int(np.count_nonzero(pruned | gone[self.tree[: self.size]]))
+
     def compact(self) -> None:
         """Free the rows of dead branches and of trees that are done; what is live, uncommitted or above such a node stays."""
-        status, rows = self.status[: self.size], np.arange(self.size, dtype=np.int32)
-        grown = self.trees.status[self.tree[: self.size]] != TreeStatus.FREE
-        live = (status != Status.PRUNED) & (status != Status.EXPANDED) | (self.parent[: self.size] == NO_ROW)
-        keep = (live & grown) | (self.dirty[: self.size] != 0)
-        best = self.trees.best[: self.trees.size]
-        best = best[(best != NO_ROW) & (self.trees.status[: self.trees.size] != TreeStatus.FREE)]
+        size, t = self.size, self.trees
+        status, tree_status = self.status[:size], t.status[self.tree[:size]]
+        live = (status != Status.PRUNED) & (status != Status.EXPANDED) | (self.parent[:size] == NO_ROW)
+        keep = ((live | t.whole[self.tree[:size]]) & (tree_status != TreeStatus.FREE)) | (self.dirty[:size] != 0)
+        best = t.best[: t.size]
+        best = best[(best != NO_ROW) & (t.status[: t.size] != TreeStatus.FREE)]
         keep[best] = True
-        order = np.argsort(self.depth[: self.size], kind="stable")[::-1]
-        for level in np.split(order, np.flatnonzero(np.diff(self.depth[order])) + 1):
-            parents = self.parent[level[keep[level]]]
-            keep[parents[parents != NO_ROW]] = True
-        trees_kept = np.zeros(self.trees.size, np.bool_)
-        trees_kept[self.tree[rows[keep]]] = True
-        new_row, new_tree = self.keep(keep), self.trees.keep(trees_kept)
-        self.tree[: self.size] = new_tree[self.tree[: self.size]]
-        parent = self.parent[: self.size]
-        parent[parent != NO_ROW] = new_row[parent[parent != NO_ROW]]
-        self.trees.root[: self.trees.size] = new_row[self.trees.root[: self.trees.size]]
-        best = self.trees.best[: self.trees.size]
-        best[best != NO_ROW] = new_row[best[best != NO_ROW]]
-        size = self.size
+        level = np.flatnonzero(keep)
+        while len(level := self.parent[level[self.parent[level] != NO_ROW]]):  # whoever is above what stays
+            level = np.unique(level[~keep[level]])
+            keep[level] = True
+        trees_kept = np.zeros(t.size, np.bool_)
+        trees_kept[self.tree[:size][keep]] = True
+        self._renumber(self.keep(keep), t.keep(trees_kept))
+
+    def _renumber(self, new_row: Rows, new_tree: Rows) -> None:
+        """Put new row numbers in the place of the old ones, wherever they stand."""
+        size, trees = self.size, self.trees
+        self.tree[:size] = new_tree[self.tree[:size]]
+        for column in (self.parent[:size], trees.best[: trees.size], trees.root[: trees.size]):
+            column[column != NO_ROW] = new_row[column[column != NO_ROW]]
+        present = np.append(new_row, np.int32(NO_ROW))  # so that NO_ROW stays what it is
+        self._moved = [*(present[moved] for moved in self._moved[1 - EPOCHS_KEPT :]), new_row]
+        self._epoch += 1
         self.tokens, self.token_start[:size] = self.tokens.repack(self.token_start[:size], self.token_count[:size])
         self.text, self.text_start[:size] = self.text.repack(self.text_start[:size], self.text_count[:size])
+        self._link()
+        self.relist()
+
+    def _link(self) -> None:
+        """Thread the children of each node anew."""
+        parent = self.parent[: self.size]
+        child = np.flatnonzero(parent != NO_ROW).astype(np.int32)
+        child = child[np.argsort(parent[child], kind="stable")]
+        above = parent[child]
+        self.last_child[: self.size] = self.elder[: self.size] = NO_ROW
+        same = above[1:] == above[:-1]
+        self.elder[child[1:][same]] = child[:-1][same]
+        self.last_child[above] = child  # of several the last, which is the newest, stays
+
+    def relist(self) -> None:
+        """Make the lists of landed nodes anew, from the statuses."""
+        status, trees = self.status[: self.size], self.trees
+        wanted = (status == Status.OPEN) | (status == Status.RETIRED)
+        wanted |= (status > Status.SCORING) & trees.whole[self.tree[: self.size]]
+        rows = np.flatnonzero(wanted).astype(np.int32)
+        self._listed = Arena(np.int32)
+        trees.listed_start[: trees.size] = trees.listed_count[: trees.size] = trees.listed_room[: trees.size] = 0
+        self._enlist(rows)
+
+    def _enlist(self, rows: Rows) -> None:
+        """Add nodes to their trees' lists. A list that outgrows its place moves to one of twice the room."""
+        t = self.trees
+        rows = rows[np.argsort(self.tree[rows], kind="stable")]
+        tree = self.tree[rows]
+        trees, added = tree[segment_starts(tree)], segment_lengths(tree)
+        count = t.listed_count[trees]
+        short = count + added > t.listed_room[trees]
+        if short.any():
+            moving, length = trees[short], count[short]
+            room = 2 * (length + added[short])
+            held = self._listed.take(t.listed_start[moving], length)
+            t.listed_start[moving] = self._listed.reserve(int(room.sum())) + np.cumsum(room) - room
+            t.listed_room[moving] = room
+            self._listed.data[ranges(t.listed_start[moving], length)] = held
+        self._listed.data[np.repeat(t.listed_start[trees] + count, added) + position_in_segment(tree)] = rows
+        t.listed_count[trees] = count + added
 
     def _write(
         self,
@@ -345,29 +377,15 @@ class Forest(Table):
         self.text_start[rows] = self.text.append(text) + np.cumsum(text_count, dtype=np.int64) - text_count
         self.token_count[rows], self.text_count[rows] = token_count, text_count
 
+    @property
+    def column_bytes(self) -> int:
+        """Bytes allocated for all but tokens and text."""
+        return self.nbytes + self.trees.nbytes + self._listed.data.nbytes + sum(moved.nbytes for moved in self._moved)
+
     def validate(self) -> None:
         """Check every invariant; for tests and for debugging.
 
         Raises:
             AssertionError: names the invariant.
         """
-        n, t = self.size, self.trees.size
-        rows = np.arange(n)
-        child = np.flatnonzero(self.parent[:n] != NO_ROW)
-        parent = self.parent[child]
-        assert (parent < child).all(), "a parent comes before its children"
-        assert (self.tree[parent] == self.tree[child]).all(), "parent and child are of one tree"
-        assert (self.depth[child] == self.depth[parent] + 1).all(), "depth counts steps"
-        ids = mix64(self.node_id[parent], self.child_index[child].astype(np.uint64))
-        assert (self.node_id[child] == ids).all(), "an id names the path"
-        assert (self.child_index[child] < self.child_count[parent]).all(), "children are counted"
-        names = np.stack((self.trees.tree_id[self.tree[:n]], self.node_id[:n]))
-        assert np.unique(names, axis=1).shape[1] == n, "(tree_id, node_id) is unique"
-        busy = (self.status[:n] == Status.SAMPLING) | (self.status[:n] == Status.SCORING)
-        growing = self.trees.status[:t] == TreeStatus.GROWING
-        counted = np.bincount(self.tree[rows[busy]], minlength=t)
-        assert (counted[growing] == self.trees.outstanding[:t][growing]).all(), "outstanding counts what is in flight"
-        assert (self.parent[self.trees.root[:t]] == NO_ROW).all(), "a root has no parent"
-        assert (self.tree[self.trees.root[:t]] == np.arange(t)).all(), "a tree has its root"
-        assert (self.token_start[:n] + self.token_count[:n] <= self.tokens.size).all(), "tokens lie in the arena"
-        assert (self.text_start[:n] + self.text_count[:n] <= self.text.size).all(), "text lies in the arena"
+        validate(self)

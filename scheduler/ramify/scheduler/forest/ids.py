@@ -58,9 +58,14 @@ def root_ids(seed: int, problems: NDArray[np.int64]) -> U64:
     return mix64(np.full(len(problems), mix64_int(seed & _MASK, 0), np.uint64), problems.astype(np.uint64))
 
 
+def uniforms(key: U64, salt: int) -> NDArray[np.float64]:
+    """`[R]` numbers in [0, 1), even over all keys `[R]`: what a policy takes for chance, the same in every run."""
+    return (mix64(key, np.full(len(key), salt, np.uint64)) >> np.uint64(11)) * np.float64(2.0**-53)
+
+
 def node_codes(node_id: U64) -> NDArray[np.float64]:
     """`[R]` codes in [0, 1) that are even over all nodes `[R]` and independent of each other."""
-    return (mix64(node_id, np.full(len(node_id), _CODE, np.uint64)) >> np.uint64(11)) * np.float64(2.0**-53)
+    return uniforms(node_id, _CODE)
 
 
 def sibling_codes(parent_id: U64, child_index: NDArray[np.int32]) -> NDArray[np.float64]:
@@ -81,7 +86,7 @@ def sibling_codes(parent_id: U64, child_index: NDArray[np.int32]) -> NDArray[np.
 
 
 def hash_ranges(data: NDArray[np.uint8], counts: NDArray[np.int32]) -> U64:
-    """Hash consecutive runs of bytes, all at once (a polynomial hash mod 2**64).
+    """Hash consecutive runs of bytes, all at once, eight bytes of each at a time.
 
     Args:
         data: `[sum of counts]` the runs one after the other.
@@ -90,14 +95,19 @@ def hash_ranges(data: NDArray[np.uint8], counts: NDArray[np.int32]) -> U64:
     Returns:
         `[R]` hashes; equal runs have equal hashes.
     """
-    if len(counts) == 0:
-        return np.empty(0, np.uint64)
-    longest = int(counts.max(initial=0))
-    powers = np.cumprod(np.full(longest, _POLYNOMIAL, np.uint64), dtype=np.uint64)
-    starts = np.cumsum(counts, dtype=np.int64) - counts
-    position = np.arange(len(data)) - np.repeat(starts, counts)
-    terms = np.append((data.astype(np.uint64) + np.uint64(1)) * powers[position], np.uint64(0))
-    # reduceat gives the next run's first term for an empty run; the mask puts the empty sum in its place
-    sums = np.add.reduceat(terms, np.minimum(starts, len(data)))
-    sums = np.where(counts > 0, sums, np.uint64(0))
-    return mix64(np.asarray(sums, np.uint64), counts.astype(np.uint64))
+    found = np.zeros(len(counts), np.uint64)
+    padded = np.concatenate((data, np.zeros(8, np.uint8)))
+    words = np.ndarray((len(data) + 1,), "V8", padded, 0, (1,))  # the eight bytes from each place on
+    at, left = np.cumsum(counts, dtype=np.int64) - counts, counts.astype(np.int64)
+    rows = np.arange(len(counts))
+    while True:
+        some = left > 0
+        if not some.all():
+            rows, at, left = rows[some], at[some], left[some]
+        if not len(rows):
+            return mix64(found, counts.astype(np.uint64))
+        word = words[at].view(np.uint64)
+        if left.min() < 8:  # of the last word, the bytes behind the run's end are another's
+            word &= np.uint64(_MASK) >> (np.uint64(8) * (np.uint64(8) - np.minimum(left, 8).astype(np.uint64)))
+        found[rows] = (found[rows] ^ (found[rows] >> np.uint64(29)) ^ word) * np.uint64(_POLYNOMIAL)
+        at, left = at + 8, left - 8

@@ -4,13 +4,13 @@ Cobbe et al. 2021 (arXiv:2110.14168), section 4.2, with a process reward model i
 wait for each other.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from ramify.scheduler.forest.forest import Forest
-from ramify.scheduler.forest.segments import Rows
+from ramify.scheduler.forest.segments import Rows, minus
 from ramify.scheduler.policies.base import Moves
 
 
@@ -18,19 +18,22 @@ from ramify.scheduler.policies.base import Moves
 class BestOfN:
     """See the module. Every chain grows one step at a time until it ends; only then is it scored."""
 
-    n: int  # chains per tree
-    max_steps: int
-    barrier: Literal["level", "none"] = "none"
-    scores: Literal["step", "end"] = "end"
+    barrier: Literal["level", "none"] = field(default="none", init=False)
+    scores: Literal["step", "end"] = field(default="end", init=False)
+    whole: bool = field(default=False, init=False)
+    votes: bool = field(default=False, init=False)
+
+    n: int = 16  # chains per tree
+    max_steps: int = 32
 
     def advance(self, forest: Forest, trees: Rows) -> Moves:
         """Continue every open chain; a tree is finished when all of its chains have ended."""
         rows = forest.frontier(trees)
         grows = rows[~forest.ended(rows, self.max_steps)]
-        at_root = forest.depth[grows] == 0
-        waiting = forest.trees.outstanding[trees] > 0
+        tree, at_root = forest.tree[grows], forest.depth[grows] == 0
+        outstanding = forest.trees.outstanding
         return Moves(
             expand=grows,
             count=np.where(at_root, self.n, 1).astype(np.int32),
-            finish=np.setdiff1d(trees[~waiting], forest.tree[grows]),
+            finish=minus(trees[outstanding[trees] == 0], tree[outstanding[tree] == 0]),
         )
