@@ -45,13 +45,19 @@ def submit(
         list[str] | None,
         typer.Argument(metavar="KNOB=VALUE", help="How to search, such as n=16 keep=4."),
     ] = None,
-    policy: Annotated[str | None, typer.Option(metavar="NAME", help="The algorithm: beam or best_of_n.  [default: beam]")] = None,
+    policy: Annotated[str | None, typer.Option(metavar="NAME", help="The algorithm; see above.  [default: beam]")] = None,
+    knobs_from: Annotated[
+        str | None,
+        typer.Option(metavar="PEER", help="The knobs are those of another system, such as search-and-learn; see docs/knobs.md."),
+    ] = None,
     generator: Annotated[str | None, typer.Option(metavar="MODEL", help="The model that writes the steps.")] = None,
     verifier: Annotated[str | None, typer.Option(metavar="MODEL", help="The reward model that scores them.")] = None,
     checker: Annotated[str | None, typer.Option(metavar="NAME", help="The rule that checks the answers.")] = None,
     seed: Annotated[str | None, typer.Option(metavar="INTEGER", help="The same seed grows the same trees.")] = None,
     budget_tokens: Annotated[int | None, typer.Option(min=1, metavar="TOKENS", help="Tokens of the whole job.")] = None,
     budget_tokens_per_problem: Annotated[int | None, typer.Option(min=1, metavar="TOKENS", help="Tokens of one problem.")] = None,
+    budget_steps: Annotated[int | None, typer.Option(min=1, metavar="STEPS", help="Steps of the whole job.")] = None,
+    budget_steps_per_problem: Annotated[int | None, typer.Option(min=1, metavar="STEPS", help="Steps of one problem.")] = None,
     budget_seconds: Annotated[int | None, typer.Option(min=1, metavar="SECONDS", help="Seconds of the whole job.")] = None,
     name: Annotated[str | None, typer.Option(metavar="TEXT", help="A name for people.")] = None,
     request_id: Annotated[
@@ -68,9 +74,12 @@ def submit(
 ) -> None:
     """Submit a file of problems as a job.
 
-    The knobs: n, keep, branch, max_steps, max_step_tokens, temperature, top_p, step=answer|TOKENS|DELIMITER,
-    finished=compete|retire|refill, aggregate=last|min|mean|prod, answer=best|vote|weighted_vote, duplicates=drop|keep,
-    siblings=spread|independent, threshold.
+    The policies: beam, best_of_n, dvts, lookahead, rebase, particle, self_consistency, revise, mcts, ab_mcts, best_first.
+    Each has some of the knobs: n, keep, branch, iterations, parallel, max_steps, max_step_tokens, temperature, top_p,
+    step=answer|TOKENS|DELIMITER, finished=compete|retire|refill, cut=discard|answer, aggregate=last|min|mean|prod,
+    answer=best|vote|weighted_vote, extract=last_line|boxed|pattern, pattern, compare=exact|number|math, tolerance,
+    duplicates=drop|keep, siblings=spread|independent, threshold, stop=never|beta|margin, confidence, margin, lookahead,
+    balance, exploration, resample=systematic|multinomial, ess, belief=gaussian|beta, barrier=level|none, speculate.
     """
     from ramify.cli import submit as submission
     from ramify.cli.problems import ProblemFile, parse_fields
@@ -83,10 +92,12 @@ def submit(
         "seed": seed,
         "tokens_max": budget_tokens,
         "tokens_per_problem_max": budget_tokens_per_problem,
+        "steps_max": budget_steps,
+        "steps_per_problem_max": budget_steps_per_problem,
         "seconds_max": budget_seconds,
         "name": name,
     }
-    spec = submission.make_spec(knobs or [], {key: value for key, value in options.items() if value is not None})
+    spec = submission.make_spec(knobs or [], {key: value for key, value in options.items() if value is not None}, knobs_from)
     problems = ProblemFile(file, file_format=file_format, fields=parse_fields(field or []))
     with _connect(context, address) as client:
         submission.submit(

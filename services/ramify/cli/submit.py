@@ -15,6 +15,7 @@ from ramify.cli.records import as_record
 from ramify.cli.settings import load_settings
 from ramify.cli.watch import follow, follow_as_json, summary
 from ramify.client import Client, Unavailable, job_spec
+from ramify.client.peers import said, translate
 from ramify.client.spec import SEARCH_KNOBS, unknown_knob
 from ramify.v1 import job_pb2
 
@@ -23,24 +24,29 @@ INTERRUPTED = 128 + signal.SIGINT
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 
 
-def make_spec(knobs: list[str], options: Mapping[str, object]) -> job_pb2.JobSpec:
+def make_spec(knobs: list[str], options: Mapping[str, object], peer: str | None = None) -> job_pb2.JobSpec:
     r"""A spec from `KNOB=VALUE` arguments and options; in `step`, `\n`, `\t` and `\\` stand for what they do in C.
+
+    With a `peer`, the knobs are those of another system; what they are here is said on stderr.
 
     Raises:
         UsageError: an argument is malformed, or a knob is given twice.
         InvalidRequest: a knob is unknown, or its value isn't one that it can have.
     """
-    fields = dict(options)
-    for knob in knobs:
-        name, equals, value = knob.partition("=")
-        if not equals:
-            raise UsageError(f"a knob is KNOB=VALUE, such as n=16, not {knob!r}")
+    ours = given = _parsed(knobs)
+    if peer is not None:
+        if "policy" in options:
+            raise UsageError(f"the knobs are those of {peer}, and so is the algorithm: leave --policy out")
+        ours = translate(peer, given)
+        print(said(peer, given, ours), file=sys.stderr)
+    for name, value in ours.items():
         if name not in SEARCH_KNOBS:
             raise unknown_knob(name, list(SEARCH_KNOBS))
-        if name in fields:
-            raise UsageError(f"{name} is given twice: {fields[name]} and {value}")
-        fields[name] = _unescaped(value) if name == "step" else value
-    return job_spec(**fields)
+        if name in options:
+            raise UsageError(f"{name} is given twice: {options[name]} and {value}")
+    if "step" in ours:
+        ours["step"] = _unescaped(ours["step"])
+    return job_spec(**options, **ours)
 
 
 def submit(
@@ -94,6 +100,18 @@ def _send(client: Client, problems: ProblemFile, count: int, spec: job_pb2.JobSp
             status.stop()
             print(f"\n{again}", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
+
+
+def _parsed(knobs: list[str]) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for knob in knobs:
+        name, equals, value = knob.partition("=")
+        if not equals:
+            raise UsageError(f"a knob is KNOB=VALUE, such as n=16, not {knob!r}")
+        if name in given:
+            raise UsageError(f"{name} is given twice: {given[name]} and {value}")
+        given[name] = value
+    return given
 
 
 def _unescaped(text: str) -> str:

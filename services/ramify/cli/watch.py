@@ -68,7 +68,8 @@ def summary(job: job_pb2.Job) -> Text:
     text.append(f"{verb} {count:,} of {progress.problems_total:,}", "bold")
     if progress.problems_failed:
         text.append(" · ").append(f"{progress.problems_failed:,} failed", "red")
-    parts = [counted(job.spec.search.n, "chain") + " each", counted(progress.tokens, "token")]
+    chains = [counted(job.spec.search.n, "chain") + " each"] if job.spec.search.n else []
+    parts = [*chains, counted(progress.tokens, "token")]
     if job.HasField("start_time") and job.HasField("finish_time"):
         parts.append(duration(_seconds(job.finish_time) - _seconds(job.start_time)))
     return text.append("".join(f" · {part}" for part in parts))

@@ -2,12 +2,11 @@
 
 import typer
 
+from ramify.cli.bench.core import core
+from ramify.cli.bench.latency import latency
 from ramify.cli.bench.quality import quality
 
 app = typer.Typer(help="Measure. Each command prints one JSON object on its last line.", no_args_is_help=True)
 app.command()(quality)
-
-
-@app.callback()
-def root() -> None:
-    """Keep `quality` a command of its own while it is the only one."""
+app.command()(core)
+app.command()(latency)
