@@ -20,7 +20,7 @@ def snapshot(shard: Shard) -> dict[str, Any]:
         "listed": forest._listed.data[: forest._listed.size].tobytes(),
     }
     own = {"plans": list(shard.plans), "messages": dict(shard.messages), "sizes": (forest.size, trees.size)}
-    commit = {"commit": (shard._sequence, shard._committing, shard._flushed_ms), "touched": len(shard._touched)}
+    commit = {"commit": (shard._sequence, shard._committing, shard._flushed_ms), "touched": len(shard._landing.touched)}
     return {**columns, **arenas, **own, **commit}
 
 

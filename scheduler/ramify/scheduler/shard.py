@@ -38,6 +38,7 @@ from ramify.scheduler.forest.columns import Dirty, Flag, Status, TreeStatus
 from ramify.scheduler.forest.forest import Forest, Hints
 from ramify.scheduler.forest.segments import Mask, Rows, minus
 from ramify.scheduler.forest.table import select
+from ramify.scheduler.landing import Landing
 from ramify.scheduler.plan import JobPlan, Outcome, Verdict
 from ramify.scheduler.policies.base import Moves
 
@@ -63,7 +64,7 @@ class Shard:
         self.forest = Forest()
         self.plans: list[JobPlan] = []
         self.messages: dict[int, str] = {}  # tree_id: the first thing that went wrong in a growing tree
-        self._touched: list[Rows] = []  # trees that an event of this call has reached
+        self._landing = Landing(self.forest, self.messages)
         self._compact_at = COMPACT_MIN  # rows at which to look whether freeing is worth it
         self._sequence = 0
         self._committing = False
@@ -132,7 +133,7 @@ class Shard:
             event.text_count[new],
             whole=event.plan.policy.whole,
         )
-        self._touched.append(trees)
+        self._landing.touched.append(trees)
         return []
 
     def _plan_index(self, plan: JobPlan) -> int:
@@ -164,33 +165,18 @@ class Shard:
         forest.dirty[rows] = 0 if event.committed else Dirty.NODE
         if event.turn is not None:  # decisions go on being counted where they were, also those that no step is left of
             np.maximum.at(forest.trees.turn, forest.tree[rows], event.turn[new] - 1)
-        rows = self._refuse_long(rows)
+        rows = self._landing.refuse_long(rows, self._step_tokens_max(rows))
         failed = forest.finish[rows] == Finish.ERROR
-        self._give_up(rows[failed], event.message)
-        rows = self._drop_unwanted(rows[~failed])
+        self._landing.give_up(rows[failed], event.message)
+        rows = self._landing.drop_unwanted(rows[~failed])
         needs = np.isnan(forest.score[rows]) & self._is_scored(rows)
         forest.status[rows[needs]] = Status.SCORING
-        self._open(rows[~needs])
+        self._landing.open(rows[~needs])
         return self._score(rows[needs])
 
-    def _refuse_long(self, rows: Rows) -> Rows:
-        """Give up the steps among `rows` `[R]` that hold more tokens than they may; returns the others."""
-        most = np.array([plan.params.max_step_tokens for plan in self.plans])[self._plan_of(rows)]
-        long = self.forest.token_count[rows] > most
-        for row in rows[long].tolist():
-            tokens, limit = self.forest.token_count[row], self.plans[self.forest.trees.plan[self.forest.tree[row]]].params
-            self.forest.finish[row] = Finish.ERROR
-            self._give_up(np.array([row], np.int32), f"a step has {tokens} tokens, above max_step_tokens={limit.max_step_tokens}")
-        return rows[~long]
-
-    def _drop_unwanted(self, rows: Rows) -> Rows:
-        """Land the nodes among `rows` `[R]` whose chain was given up meanwhile; returns the others."""
-        unwanted = self.forest.status[self.forest.parent[rows]] == Status.PRUNED
-        if unwanted.any():
-            gone = rows[unwanted]
-            self._score_changed(gone[self.forest.status[gone] == Status.SCORING])  # also if it has none: a replay must know when
-            self._land(gone, Status.PRUNED)
-        return np.asarray(rows[~unwanted])
+    def _step_tokens_max(self, rows: Rows) -> NDArray[np.int64]:
+        """`[R]` the most tokens that each of the nodes `rows` `[R]` may have."""
+        return np.array([plan.params.max_step_tokens for plan in self.plans], np.int64)[self._plan_of(rows)]
 
     def _is_scored(self, rows: Rows) -> Mask:
         """`[R]` whether the policies of the nodes' trees want a score of them."""
@@ -219,10 +205,10 @@ class Shard:
         path, first = np.unique(path[unscored], return_index=True)  # a step shared by chains is scored once
         forest.score[path] = scores[unscored][first]
         failed = np.isnan(scores[np.cumsum(event.length[new]) - 1])
-        self._score_changed(path)
-        self._score_changed(rows)  # also where another chain has brought the score: the decision that knows it is new
-        self._unscorable(rows[failed], event.message)
-        self._open(self._drop_unwanted(rows[~failed]))
+        self._landing.score_changed(path)
+        self._landing.score_changed(rows)  # also where another chain has brought the score: the decision that knows it is new
+        self._landing.unscorable(rows[failed], event.message)
+        self._landing.open(self._landing.drop_unwanted(rows[~failed]))
         return []
 
     def _lost(self, event: StepsLost) -> list[Command]:
@@ -231,12 +217,12 @@ class Shard:
         rows, known = forest.locate(event.hint, event.tree_id, event.node_id)
         waits = ((forest.status[rows] == Status.SAMPLING) | (forest.status[rows] == Status.SCORING)) & self._growing(rows)
         rows = np.unique(rows[waits & (forest.tries[rows] == event.attempt[known])]).astype(np.int32)
-        rows = self._drop_unwanted(rows)
+        rows = self._landing.drop_unwanted(rows)
         forest.tries[rows] += 1
         over, sampling = forest.tries[rows] >= self.limits.tries_max, forest.status[rows] == Status.SAMPLING
         message = f"lost {self.limits.tries_max} times: {event.message}"
-        self._unsampleable(rows[over & sampling], message)
-        self._unscorable(rows[over & ~sampling], message)
+        self._landing.unsampleable(rows[over & sampling], message)
+        self._landing.unscorable(rows[over & ~sampling], message)
         return self._generate(rows[~over & sampling]) + self._score(rows[~over & ~sampling])
 
     def _grouped(self, event: AnswersGrouped) -> list[Command]:
@@ -247,7 +233,7 @@ class Shard:
         collapse.assign(self.forest, trees, event.node_id[known], event.group[known])
         trees = np.unique(trees).astype(np.int32)
         self.forest.trees.comparing[trees] = False
-        self._touched.append(trees)
+        self._landing.touched.append(trees)
         ended = trees[self.forest.trees.status[trees] == TreeStatus.GROUPING]
         return [command for plan, mine in self._trees_by_plan(ended) for command in collapse.vote(self.forest, plan, mine)]
 
@@ -307,7 +293,7 @@ class Shard:
     def _advance(self) -> list[Command]:
         """Ask the policies about every tree that an event has reached, and again where a decision has made others possible."""
         found: list[Command] = []
-        while self._touched:
+        while self._landing.touched:
             for plan, mine in self._trees_by_plan(self._reached()):
                 # A budget is divided in the order of the moves: not in the order of arrival, unless this is kept (`whole`).
                 if plan.policy.barrier == "level" or (plan.bounded and not plan.policy.whole):
@@ -324,9 +310,9 @@ class Shard:
         """Growing trees that were touched, sorted; they are touched no more."""
         trees = self.forest.trees
         reached = np.zeros(trees.size, np.bool_)
-        for each in self._touched:
+        for each in self._landing.touched:
             reached[each] = True
-        self._touched.clear()
+        self._landing.touched.clear()
         asked = reached & (trees.status[: trees.size] == TreeStatus.GROWING) & ~trees.comparing[: trees.size]
         return np.flatnonzero(asked).astype(np.int32)
 
@@ -353,7 +339,7 @@ class Shard:
         children = children[(self.forest.flags[children] & Flag.SPECULATIVE) != 0]
         self.forest.flags[children] &= 0xFF ^ Flag.SPECULATIVE
         status = self.forest.status[children]
-        self._touched.append(self.forest.tree[children[status == Status.OPEN]])  # only now the policy sees them
+        self._landing.touched.append(self.forest.tree[children[status == Status.OPEN]])  # only now the policy sees them
         return np.asarray(children[status == Status.SAMPLING])
 
     def _prune(self, moves: Moves) -> list[Command]:
@@ -417,39 +403,6 @@ class Shard:
             first = np.sort(np.unique(rows, return_index=True)[1])
             rows, named = rows[first], named[first]
         return rows, named
-
-    def _open(self, rows: Rows) -> None:
-        """The nodes have all that the policy needs: it may decide about them."""
-        self._land(rows, Status.OPEN)
-
-    def _land(self, rows: Rows, status: Status) -> None:
-        self.forest.land(rows, status)
-        self._touched.append(self.forest.tree[rows])
-
-    def _give_up(self, rows: Rows, message: str) -> None:
-        """The nodes' chains are given up by a fault."""
-        self._land(rows, Status.PRUNED)
-        for tree_id in self.forest.trees.tree_id[self.forest.tree[rows]].tolist():
-            self.messages.setdefault(tree_id, message)
-
-    def _unsampleable(self, rows: Rows, message: str) -> None:
-        """No engine yields these steps: they become empty ones, the same that a replay would fill in."""
-        none, count = np.empty(0, np.int32), np.zeros(len(rows), np.int32)
-        error = np.full(len(rows), Finish.ERROR, np.uint8)
-        self.forest.fill(rows, none, count, none.astype(np.uint8), count, np.zeros(len(rows), np.float32), error)
-        self.forest.dirty[rows] = Dirty.NODE
-        self._give_up(rows, message)
-
-    def _unscorable(self, rows: Rows, message: str) -> None:
-        """The verifier has no score for the chains that end in these nodes."""
-        self.forest.finish[rows] = Finish.ERROR
-        self._score_changed(rows)
-        self._give_up(rows, message)
-
-    def _score_changed(self, rows: Rows) -> None:
-        """A step that is not written yet takes its score along; one that is must not be written, and paid, again."""
-        unwritten = self.forest.dirty[rows] & Dirty.NODE
-        self.forest.dirty[rows] |= np.where(unwritten, 0, Dirty.SCORE).astype(np.uint8)
 
     def _compact(self) -> None:
         """Free rows when the forest has grown much and much of it is dead."""

@@ -12,7 +12,7 @@ from ramify.scheduler import shard
 
 HERE = Path(shard.__file__).parent
 SINGLE = (
-    *("shard", "spending", "collapse", "commits", "journal"),
+    *("shard", "landing", "spending", "collapse", "commits", "journal"),
     *("plan", "events", "commands", "placement", "errors"),
 )
 CORE = [

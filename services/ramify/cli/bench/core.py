@@ -198,7 +198,7 @@ def core(
     keep_freed_memory()  # as a shard's process does
     figures: dict[str, object] = {"chains": chains, "batch": batch, "depth": depth}
     table = Table("algorithm", "steps/s", "decisions/s", "bytes per chain", "live chains")
-    # What a process allocates first costs page faults that it never pays again. A shard lives long, so the first run is no figure.
+    # What a process allocates first costs page faults that it never pays again. A shard lives long: the first run doesn't count.
     measure(next(iter(only or ALGORITHMS)), chains, batch, depth)
     for name in only or ALGORITHMS:
         found = figures[name] = measure(name, chains, batch, depth)
