@@ -104,7 +104,11 @@ class PlainBeamAsync:
                     self.decide(node, closed, race, earned)
             if not closed:
                 early += self.guess(level, depth)
-        race.finish = len(self.retired) + len(race.retire) >= self.beam.keep
+        set_aside = [*self.retired, *(node for level in self.levels for node in level if node.row in race.retire)]
+        good = [
+            node for node in set_aside if np.float32(chain_score(node, self.beam.aggregate)) >= np.float32(self.beam.stop_score)
+        ]
+        race.finish = len(set_aside) >= self.beam.keep and bool(good)
         race.finish |= highest == self.deepest + 2 and self.landed(self.deepest + 1)
         if race.finish:
             race.confirm = set()

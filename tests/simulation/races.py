@@ -3,8 +3,10 @@
 from tests.simulation.world import Work, plan
 
 RACES: dict[str, tuple[Work, ...]] = {
-    "beam": (Work(plan(barrier="none", n=6, keep=3, checker="rule"), (0, 1, 2)),),
-    "beam_speculating": (Work(plan(barrier="none", n=8, keep=4, speculate=2, aggregate="prod", checker="rule"), (0, 1, 2)),),
+    "beam": (Work(plan(barrier="none", n=6, keep=3, stop_score=0.5, checker="rule"), (0, 1, 2)),),
+    "beam_speculating": (
+        Work(plan(barrier="none", n=8, keep=4, speculate=2, aggregate="prod", stop_score=0.3, checker="rule"), (0, 1, 2)),
+    ),
     "beam_with_copies": (Work(plan(barrier="none", n=16, keep=4, speculate=4, duplicates="keep", max_steps=6), (3, 4)),),
     "beam_with_threshold": (Work(plan(barrier="none", n=9, keep=3, speculate=1, threshold=0.6, aggregate="mean"), (5, 6)),),
     "beam_on_a_budget": (Work(plan(barrier="none", n=6, keep=2, speculate=1, tokens_per_tree_max=61), (0, 1, 2)),),

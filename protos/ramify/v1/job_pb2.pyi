@@ -534,6 +534,7 @@ class Search(_message.Message):
     RESAMPLE_FIELD_NUMBER: _builtins.int
     ESS_FIELD_NUMBER: _builtins.int
     BELIEF_FIELD_NUMBER: _builtins.int
+    STOP_SCORE_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     """The algorithm, e.g. "beam"; docs/knobs.md lists them, and which knobs each has."""
     n: _builtins.int
@@ -602,6 +603,8 @@ class Search(_message.Message):
     """Effective sample size, as a share of n, below which particles are drawn anew (particle)."""
     belief: Global___BeliefRule.ValueType
     """The family of the distribution that scores are taken to come from (ab_mcts)."""
+    stop_score: _builtins.float
+    """With barrier none: score of an ended chain from which a tree may end before all has landed (beam). Default 0.8."""
     @_builtins.property
     def step(self) -> Global___StepBoundary:
         """Where a step ends."""
@@ -643,10 +646,11 @@ class Search(_message.Message):
         resample: Global___ResampleRule.ValueType = ...,
         ess: _builtins.float | None = ...,
         belief: Global___BeliefRule.ValueType = ...,
+        stop_score: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_balance", b"_balance", "_branch", b"_branch", "_confidence", b"_confidence", "_ess", b"_ess", "_exploration", b"_exploration", "_iterations", b"_iterations", "_keep", b"_keep", "_lookahead", b"_lookahead", "_margin", b"_margin", "_max_step_tokens", b"_max_step_tokens", "_max_steps", b"_max_steps", "_n", b"_n", "_parallel", b"_parallel", "_seed", b"_seed", "_speculate", b"_speculate", "_temperature", b"_temperature", "_threshold", b"_threshold", "_tolerance", b"_tolerance", "_top_p", b"_top_p", "balance", b"balance", "branch", b"branch", "confidence", b"confidence", "ess", b"ess", "exploration", b"exploration", "iterations", b"iterations", "keep", b"keep", "lookahead", b"lookahead", "margin", b"margin", "max_step_tokens", b"max_step_tokens", "max_steps", b"max_steps", "n", b"n", "parallel", b"parallel", "seed", b"seed", "speculate", b"speculate", "step", b"step", "temperature", b"temperature", "threshold", b"threshold", "tolerance", b"tolerance", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_balance", b"_balance", "_branch", b"_branch", "_confidence", b"_confidence", "_ess", b"_ess", "_exploration", b"_exploration", "_iterations", b"_iterations", "_keep", b"_keep", "_lookahead", b"_lookahead", "_margin", b"_margin", "_max_step_tokens", b"_max_step_tokens", "_max_steps", b"_max_steps", "_n", b"_n", "_parallel", b"_parallel", "_seed", b"_seed", "_speculate", b"_speculate", "_stop_score", b"_stop_score", "_temperature", b"_temperature", "_threshold", b"_threshold", "_tolerance", b"_tolerance", "_top_p", b"_top_p", "balance", b"balance", "branch", b"branch", "confidence", b"confidence", "ess", b"ess", "exploration", b"exploration", "iterations", b"iterations", "keep", b"keep", "lookahead", b"lookahead", "margin", b"margin", "max_step_tokens", b"max_step_tokens", "max_steps", b"max_steps", "n", b"n", "parallel", b"parallel", "seed", b"seed", "speculate", b"speculate", "step", b"step", "stop_score", b"stop_score", "temperature", b"temperature", "threshold", b"threshold", "tolerance", b"tolerance", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_balance", b"_balance", "_branch", b"_branch", "_confidence", b"_confidence", "_ess", b"_ess", "_exploration", b"_exploration", "_iterations", b"_iterations", "_keep", b"_keep", "_lookahead", b"_lookahead", "_margin", b"_margin", "_max_step_tokens", b"_max_step_tokens", "_max_steps", b"_max_steps", "_n", b"_n", "_parallel", b"_parallel", "_seed", b"_seed", "_speculate", b"_speculate", "_temperature", b"_temperature", "_threshold", b"_threshold", "_tolerance", b"_tolerance", "_top_p", b"_top_p", "aggregate", b"aggregate", "answer", b"answer", "balance", b"balance", "barrier", b"barrier", "belief", b"belief", "branch", b"branch", "compare", b"compare", "confidence", b"confidence", "cut", b"cut", "duplicates", b"duplicates", "ess", b"ess", "exploration", b"exploration", "extract", b"extract", "finished", b"finished", "iterations", b"iterations", "keep", b"keep", "lookahead", b"lookahead", "margin", b"margin", "max_step_tokens", b"max_step_tokens", "max_steps", b"max_steps", "n", b"n", "parallel", b"parallel", "pattern", b"pattern", "policy", b"policy", "resample", b"resample", "seed", b"seed", "siblings", b"siblings", "speculate", b"speculate", "step", b"step", "stop", b"stop", "temperature", b"temperature", "threshold", b"threshold", "tolerance", b"tolerance", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_balance", b"_balance", "_branch", b"_branch", "_confidence", b"_confidence", "_ess", b"_ess", "_exploration", b"_exploration", "_iterations", b"_iterations", "_keep", b"_keep", "_lookahead", b"_lookahead", "_margin", b"_margin", "_max_step_tokens", b"_max_step_tokens", "_max_steps", b"_max_steps", "_n", b"_n", "_parallel", b"_parallel", "_seed", b"_seed", "_speculate", b"_speculate", "_stop_score", b"_stop_score", "_temperature", b"_temperature", "_threshold", b"_threshold", "_tolerance", b"_tolerance", "_top_p", b"_top_p", "aggregate", b"aggregate", "answer", b"answer", "balance", b"balance", "barrier", b"barrier", "belief", b"belief", "branch", b"branch", "compare", b"compare", "confidence", b"confidence", "cut", b"cut", "duplicates", b"duplicates", "ess", b"ess", "exploration", b"exploration", "extract", b"extract", "finished", b"finished", "iterations", b"iterations", "keep", b"keep", "lookahead", b"lookahead", "margin", b"margin", "max_step_tokens", b"max_step_tokens", "max_steps", b"max_steps", "n", b"n", "parallel", b"parallel", "pattern", b"pattern", "policy", b"policy", "resample", b"resample", "seed", b"seed", "siblings", b"siblings", "speculate", b"speculate", "step", b"step", "stop", b"stop", "stop_score", b"stop_score", "temperature", b"temperature", "threshold", b"threshold", "tolerance", b"tolerance", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__balance: _TypeAlias = _typing.Literal["balance"]  # noqa: Y015
     _WhichOneofArgType__balance: _TypeAlias = _typing.Literal["_balance", b"_balance"]  # noqa: Y015
@@ -678,6 +682,8 @@ class Search(_message.Message):
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     _WhichOneofReturnType__speculate: _TypeAlias = _typing.Literal["speculate"]  # noqa: Y015
     _WhichOneofArgType__speculate: _TypeAlias = _typing.Literal["_speculate", b"_speculate"]  # noqa: Y015
+    _WhichOneofReturnType__stop_score: _TypeAlias = _typing.Literal["stop_score"]  # noqa: Y015
+    _WhichOneofArgType__stop_score: _TypeAlias = _typing.Literal["_stop_score", b"_stop_score"]  # noqa: Y015
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
     _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
     _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
@@ -716,6 +722,8 @@ class Search(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__speculate) -> _WhichOneofReturnType__speculate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stop_score) -> _WhichOneofReturnType__stop_score | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
     @_typing.overload

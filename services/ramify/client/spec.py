@@ -46,6 +46,7 @@ class SpecFields(TypedDict, total=False):
     parallel: int
     barrier: Literal["level", "none"]
     speculate: int
+    stop_score: float
     cut: Literal["discard", "answer"]
     extract: Literal["last_line", "boxed", "pattern"]
     pattern: str

@@ -49,6 +49,7 @@ class Beam:
     threshold: float = 0.0  # share of the level's best score below which a chain is given up
     barrier: Literal["level", "none"] = "level"  # `none`: see `beam_async`
     speculate: int = 0  # with `none`, chains per level that go on before they have earned it
+    stop_score: float = 0.8  # with `none`, score of an ended chain from which the tree may end before all has landed
 
     @property
     def whole(self) -> bool:

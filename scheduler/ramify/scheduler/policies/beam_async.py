@@ -8,7 +8,8 @@ chains; and no straggler is waited for while others earn their places. What has 
 With `speculate`, so many chains of a level that would be among the best `keep` as things stand go on before they have earned it.
 Their children count for nothing until they have; if they never do, the children are given up, and their tokens are wasted.
 
-An ended chain that has earned its place is set aside with it (`finished = retire`); the tree ends when `keep` are.
+An ended chain that has earned its place is set aside with it (`finished = retire`). The tree ends when `keep` are, if the best of
+them scores `stop_score` or more; else all that is in flight is waited for, since a straggler may know better.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Chains:
     rows: Rows  # [C]
     tree: NDArray[np.int64]  # [C] index into the trees
     depth: NDArray[np.int64]  # [C]
+    score: NDArray[np.float32]  # [C]
     rank: Rows  # [C] place in its level, among those that may go on
     eligible: Mask  # [C]
     ended: Mask  # [C]
@@ -75,7 +77,10 @@ def advance(beam: Beam, forest: Forest, trees: Rows) -> Moves:
 
     retire = earns & chains.waits & chains.ended
     done = closed[:, -1] & (first == levels)
-    done |= retired.sum(1) + np.bincount(chains.tree[retire], minlength=len(trees)) >= beam.keep
+    enough = retired.sum(1) + np.bincount(chains.tree[retire], minlength=len(trees)) >= beam.keep
+    good = chains.score >= np.float32(beam.stop_score)
+    good &= retire | (forest.status[chains.rows] == Status.RETIRED)
+    done |= enough & (np.bincount(chains.tree[good], minlength=len(trees)) > 0)
     goes_on = earns & chains.waits & ~chains.ended & ~done[chains.tree]
     dropped = chains.rows[closed[chains.tree, chains.depth] & chains.waits & ~earns]
     early = _speculations(beam, chains, places, len(trees), levels) & ~earns & ~done[chains.tree]
@@ -116,6 +121,7 @@ def _chains(beam: Beam, forest: Forest, trees: Rows) -> Chains:
         rows=rows,
         tree=level >> 16,
         depth=level & 0xFFFF,
+        score=score,
         rank=count_before(eligible, segment),
         eligible=eligible,
         ended=forest.ended(rows, beam.max_steps),

@@ -89,6 +89,7 @@ MEANING: dict[str, tuple[Kind, str]] = {
     "top_p": (Real(0, 1, open=True), "nucleus mass"),
     "barrier": (Choice(("level", "none")), "whether a tree waits for all of a level, or goes on as soon as scores allow"),
     "speculate": (Whole(0, 4096), "chains per level that are continued before they have earned it"),
+    "stop_score": (Real(0, 1), "with barrier=none: score of an ended chain from which a tree may end before all has landed"),
     "finished": (Choice(("compete", "retire", "refill")), "what becomes of the place of a chain that has ended"),
     "cut": (Choice(get_args(CutRule)), "whether a chain that was cut by depth or context is an answer"),
     "aggregate": (Choice(get_args(Aggregate)), "step scores to chain score"),
