@@ -7,9 +7,11 @@ validated and the laws that hold at every moment are checked.
 import heapq
 import math
 import random
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,12 @@ FLUSH_MS = 5
 TURNS_MAX = 3000  # no search of these tests needs a tenth of it
 LOSSES_MAX = 3  # of one node by chance: fewer than `ShardLimits.tries_max`, so that none is given up
 LIVES_MAX = 30
+
+
+def commit() -> str:
+    """The commit that is checked out: with the seed, it brings a failure back."""
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    return found.stdout.strip() or "unknown"
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,8 @@ class World:
         self._begin()
 
     def __repr__(self) -> str:
-        return f"World(seed={self.seed}, weather={self.weather}, works={[work.plan for work in self.works]})"
+        works = [work.plan for work in self.works]
+        return f"World(seed={self.seed}, weather={self.weather}, works={works}) at commit {commit()}"
 
     def run(self) -> "World":
         """Go on until every tree has ended."""

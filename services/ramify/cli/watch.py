@@ -69,7 +69,8 @@ def summary(job: job_pb2.Job) -> Text:
     if progress.problems_failed:
         text.append(" · ").append(f"{progress.problems_failed:,} failed", "red")
     chains = [counted(job.spec.search.n, "chain") + " each"] if job.spec.search.n else []
-    parts = [*chains, counted(progress.tokens, "token")]
+    wasted = [f"{progress.wasted_tokens:,} of them wasted"] if progress.wasted_tokens else []
+    parts = [*chains, counted(progress.tokens, "token"), *wasted]
     if job.HasField("start_time") and job.HasField("finish_time"):
         parts.append(duration(_seconds(job.finish_time) - _seconds(job.start_time)))
     return text.append("".join(f" · {part}" for part in parts))
