@@ -34,7 +34,7 @@ demo: setup
 	@$(BIN)/ramify demo
 
 test: lint types check-protos
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup-dev
 	$(BIN)/ruff format --check $(SOURCES)
