@@ -12,8 +12,10 @@ RACES: dict[str, tuple[Work, ...]] = {
     "beam_on_a_budget": (Work(plan(barrier="none", n=6, keep=2, speculate=1, tokens_per_tree_max=61), (0, 1, 2)),),
     "beam_of_few_steps": (Work(plan(barrier="none", n=6, keep=2, speculate=2, steps_per_tree_max=9), (0, 1, 2)),),
     "mcts": (Work(plan(policy="mcts", barrier="none", iterations=12, parallel=3, branch=2, checker="rule"), (0, 1, 2)),),
+    "mcts_of_few": (Work(plan(policy="mcts", barrier="none", iterations=5, parallel=3, branch=3), (0, 1, 2)),),
     "mcts_on_a_budget": (Work(plan(policy="mcts", barrier="none", parallel=2, tokens_per_tree_max=61), (5, 6, 7)),),
     "best_first": (Work(plan(policy="best_first", barrier="none", parallel=3, max_steps=6), (0, 1, 2)),),
+    "best_first_of_few": (Work(plan(policy="best_first", barrier="none", iterations=5, parallel=3, branch=3), (0, 1, 2)),),
     "best_first_with_copies": (
         Work(plan(policy="best_first", barrier="none", parallel=4, branch=2, duplicates="keep", aggregate="mean"), (3, 4)),
     ),

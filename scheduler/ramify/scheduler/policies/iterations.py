@@ -9,8 +9,9 @@ from ramify.scheduler.forest.segments import Rows
 def free_places(forest: Forest, trees: Rows, iterations: int, parallel: int, branch: int) -> Rows:
     """`[T]` how many expansions of `branch` steps each may start now in each of `trees` `[T]` (any order, repeats allowed).
 
-    The trees' columns count steps. So as many expansions count as begun, or as in flight, as there have to be for the steps that
-    were asked for so far, or are in flight now.
+    The trees' columns count steps: those asked for, and of these those that have not landed. As many expansions count as begun,
+    or as in flight, as there have to be for them. (Not those sampled: how many of these are with the verifier is not what a
+    decision may depend on, for a replay could not repeat it.)
 
     Args:
         forest: read only.
@@ -20,6 +21,6 @@ def free_places(forest: Forest, trees: Rows, iterations: int, parallel: int, bra
         branch: steps of each expansion.
     """
     in_flight = forest.trees.outstanding[trees]
-    begun = -(-(forest.trees.steps[trees] + in_flight) // branch)
+    begun = -(-forest.trees.asked[trees] // branch)
     free: Rows = np.minimum(iterations - begun, parallel - -(-in_flight // branch)).astype(np.int32)
     return np.maximum(free, 0)
