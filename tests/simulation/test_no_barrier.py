@@ -6,17 +6,19 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from ramify.scheduler.engines.base import Finish
 from ramify.scheduler.forest.columns import NO_ROW, Flag, Status
 from ramify.scheduler.forest.forest import Forest
+from ramify.scheduler.forest.ids import uniforms
 from ramify.scheduler.forest.segments import Rows
 from ramify.scheduler.policies.base import Moves, Policy
 from ramify.scheduler.policies.beam import Beam
 from ramify.scheduler.shard import Shard
-from tests.property.forests import Node, Tree
+from tests.property.forests import Node, Tree, planted
 from tests.property.plain_beam_async import PlainBeamAsync, PlainRace
 from tests.simulation.races import RACES
 from tests.simulation.shards import trace
-from tests.simulation.world import ROUGH, Weather, Work, World
+from tests.simulation.world import ROUGH, Weather, Work, World, plan
 
 SLOW = Weather(delay_ms_max=30, batch_max=2)
 SEEDS = range(6)
@@ -148,3 +150,24 @@ def test_speculation_is_seen_and_told() -> None:
         wasted += sum(result.wasted_tokens for result in world.store.results.values())
         spent += sum(result.tokens for result in world.store.results.values())
     assert 0 < wasted < spent / 2
+
+
+def test_many_trees_are_decided_about_as_one_is() -> None:
+    """More trees, and more of their levels, than small numbers count."""
+    count = 70_000
+    beam = plan(barrier="none", n=2, keep=1).policy
+    forest = planted(count).forest
+    trees = np.arange(count, dtype=np.int32)
+    rows = forest.expand(forest.trees.root[trees], np.full(count, 2, np.int32))
+    none = np.zeros(0, np.int32), np.zeros(2 * count, np.int32)
+    finish = np.full(2 * count, Finish.STEP, np.uint8)
+    forest.fill(rows, none[0], none[1], none[0].astype(np.uint8), none[1], np.zeros(2 * count, np.float32), finish)
+    forest.score[rows] = uniforms(forest.node_id[rows], 5)
+    forest.trees.whole[trees] = True
+    forest.land(rows, Status.OPEN)
+    moves = beam.advance(forest, trees)
+    better = forest.score[rows].reshape(count, 2).argmax(1)
+    text = forest.text_hash[rows].reshape(count, 2)
+    assert (text[:, 0] == text[:, 1]).all(), "both say the same, so one of them goes on"
+    assert moves.expand.tolist() == rows.reshape(count, 2)[trees, better].tolist()
+    assert len(moves.prune) == count

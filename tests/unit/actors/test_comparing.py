@@ -54,7 +54,7 @@ def stubborn(a, b):
     signal.signal(signal.SIGALRM, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while "hang" in (a, b):
-        time.sleep(60)
+        signal.pause()
     return a[0] == b[0]
 '''
 NAMES = ("fold", "truthy", "crash", "leave", "broken", "stubborn")

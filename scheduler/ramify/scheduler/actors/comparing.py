@@ -35,6 +35,7 @@ SHOWN_CHARS_MAX = 80  # of an answer in a log
 class Tree:
     """The answers of one tree on their way into groups."""
 
+    job_id: str
     rule: str  # empty: the rule can't be had, and different texts are different answers
     tolerance: float
     deadline_s: float  # on the loop's clock
@@ -102,20 +103,20 @@ class Comparing:
             rule = ""
         bounds = [0, *(np.flatnonzero(np.diff(command.tree_id)) + 1).tolist(), len(command.answers)]
         answers = [command.answers[start:end] for start, end in itertools.pairwise(bounds)]
-        found = await asyncio.gather(*(self._group(rule, plan.tolerance, each) for each in answers))
+        found = await asyncio.gather(*(self._group(plan.job_id, rule, plan.tolerance, each) for each in answers))
         group = np.array([number for each in found for number in each], np.int32)
         self._post(AnswersGrouped(command.tree_id, command.node_id, group))
 
-    async def _group(self, rule: str, tolerance: float, answers: list[str]) -> list[int]:
+    async def _group(self, job_id: str, rule: str, tolerance: float, answers: list[str]) -> list[int]:
         """The groups of one tree's answers."""
         found = {"": NO_ANSWER}
         async with self._open:
-            tree = Tree(rule, tolerance, asyncio.get_running_loop().time() + TREE_S)
+            tree = Tree(job_id, rule, tolerance, asyncio.get_running_loop().time() + TREE_S)
             for text in answers:
                 if text not in found:
                     found[text] = await self._first(tree, text)
         if tree.failed:
-            log.warning("%d pairs of answers count as different, as %s", len(tree.failed), tree.failed[0])
+            log.warning("job %s: %d pairs of answers count as different, as %s", job_id, len(tree.failed), tree.failed[0])
         return [found[text] for text in answers]
 
     async def _first(self, tree: Tree, text: str) -> int:

@@ -94,7 +94,7 @@ class Scoring:
             await self._wait(batch, str(error))
             return
         except VerifierError as error:
-            log.error("the verifier can't score with %s: %s", batch[0].model, error)
+            log.error("the verifier can't score chains of job %s with %s: %s", jobs_of(batch), batch[0].model, error)
             self._give_up(batch, str(error))
             return
         at = 0
@@ -104,7 +104,7 @@ class Scoring:
 
     async def _wait(self, batch: list[Ask], why: str) -> None:
         """The verifier is away or overloaded: nothing is lost and nothing is scored by default; the chains wait."""
-        log.warning("%d chains wait for the verifier: %s", sum(map(len, batch)), why)
+        log.warning("%d chains of job %s wait for the verifier: %s", sum(map(len, batch)), jobs_of(batch), why)
         await asyncio.sleep(PAUSE_S)
         for ask in batch:
             ask.pauses += 1
@@ -131,6 +131,11 @@ class Scoring:
         message = next((score.message for score in found if not score.scores), "")
         flat = np.concatenate([np.array(each, np.float32) for each in scores])
         self._post(StepsScored(chains.hint, chains.tree_id, chains.node_id, flat, chains.length, message))
+
+
+def jobs_of(batch: list[Ask]) -> str:
+    """The jobs whose chains these are, for people."""
+    return ", ".join(sorted({ask.job_id for ask in batch}))
 
 
 def _verdict(found: ChainScores) -> Verdict:

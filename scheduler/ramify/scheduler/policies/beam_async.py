@@ -45,6 +45,7 @@ class Chains:
     """The chains of some trees that have landed and count, C of them: by tree, by level, and the best of a level first."""
 
     rows: Rows  # [C]
+    segment: Rows  # [C] number of the chain's level, among the levels of all trees
     tree: NDArray[np.int64]  # [C] index into the trees
     depth: NDArray[np.int64]  # [C]
     score: NDArray[np.float32]  # [C]
@@ -101,26 +102,27 @@ def advance(beam: Beam, forest: Forest, trees: Rows) -> Moves:
 def _chains(beam: Beam, forest: Forest, trees: Rows) -> Chains:
     rows = forest.landed(trees)
     rows = rows[(forest.flags[rows] & Flag.SPECULATIVE) == 0]
-    level = (np.searchsorted(trees, forest.tree[rows]) << 16) | forest.depth[rows]
+    tree, depth = np.searchsorted(trees, forest.tree[rows]), forest.depth[rows].astype(np.int64)
+    segment = (tree * (depth.max() + 1) + depth).astype(np.int32)  # the levels of all trees, numbered through
     score = forest.chain_scores(rows, beam.aggregate)
-    order = order_in_segment(level.astype(np.int32), score, forest.node_id[rows])
-    rows, level, score = rows[order], level[order], score[order]
+    order = order_in_segment(segment, score, forest.node_id[rows])
+    rows, segment, score, tree, depth = rows[order], segment[order], score[order], tree[order], depth[order]
     status, child = forest.status[rows], forest.last_child[rows]
     speculated = (status == Status.EXPANDED) & ((forest.flags[child] & Flag.SPECULATIVE) != 0)
     promoted = ((status == Status.EXPANDED) & ~speculated) | (status == Status.RETIRED)
 
     eligible = np.ones(len(rows), np.bool_)
     if beam.duplicates == "drop":  # of those that say the same the one that has gone on already stays, else the first
-        ahead = np.lexsort((~promoted, level))
-        eligible[ahead] = first_of_group(level[ahead].astype(np.int32), forest.text_hash[rows[ahead]])
-    segment = level.astype(np.int32)
+        ahead = np.lexsort((~promoted, segment))
+        eligible[ahead] = first_of_group(segment[ahead], forest.text_hash[rows[ahead]])
     best = np.repeat(score[segment_starts(segment)], segment_lengths(segment))
     eligible &= ~(score < np.float32(beam.threshold) * best) | promoted
     eligible &= (status != Status.PRUNED) | ~np.isnan(score)  # what failed has no place in the ranking
     return Chains(
         rows=rows,
-        tree=level >> 16,
-        depth=level & 0xFFFF,
+        segment=segment,
+        tree=tree,
+        depth=depth,
         score=score,
         rank=count_before(eligible, segment),
         eligible=eligible,
@@ -153,8 +155,7 @@ def _speculations(beam: Beam, chains: Chains, places: Table, trees: int, levels:
     likely = chains.eligible & chains.waits & ~chains.ended & (chains.rank < places[chains.tree, chains.depth])
     likely &= ~chains.speculated
     open_ = beam.speculate - _per_level(chains, chains.speculated, trees, levels)
-    level = (chains.tree << 16 | chains.depth).astype(np.int32)
-    return likely & (count_before(likely, level) < open_[chains.tree, chains.depth])
+    return likely & (count_before(likely, chains.segment) < open_[chains.tree, chains.depth])
 
 
 def _in_order(chains: Chains, earned: Mask, early: Mask) -> tuple[Rows, NDArray[np.uint8]]:

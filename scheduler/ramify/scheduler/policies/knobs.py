@@ -226,6 +226,8 @@ def check_barrier(values: Mapping[str, Value], given: Mapping[str, Value]) -> di
             raise KnobError(
                 "speculate is given, but with barrier=level there is nothing to speculate on: set barrier=none as well"
             )
+        if values["stop_score"] != defaults_of("beam")["stop_score"]:
+            raise KnobError("stop_score is given, but with barrier=level a tree never ends early: set barrier=none as well")
         return {}
     if given.get("finished", "retire") != "retire":
         raise KnobError(f"finished is {given['finished']}, but with barrier=none an ended chain can only retire: leave it out")

@@ -17,6 +17,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from rich.table import Table
+from tokenizers import Tokenizer
 
 from ramify.cli.bench.check import solves
 from ramify.cli.output import make_console
@@ -108,6 +109,7 @@ class Bench:
     def __init__(self) -> None:
         self.engine = OnnxEngine(tiny24() / "generator")
         self.scorer = OnnxScorer("prm", tiny24() / "prm")
+        self.tokenizer = Tokenizer.from_str(self.engine.info.tokenizer_json)
 
     async def run(self, problems: Sequence[str], mode: dict[str, Value], seed: int) -> list[Alone]:
         """Every problem on a clock of its own; what they want sampled is sampled together."""
@@ -117,7 +119,7 @@ class Bench:
         plan = JobPlan("bench", knobs.build(), params, "g", "v", "c", aggregate=knobs["aggregate"])
         for index, each in enumerate(found):
             prompt = self.engine.info.prompt_template.replace("{problem}", each.problem)
-            tokens = np.array(self._encode(prompt), np.int32)
+            tokens = np.array(self.tokenizer.encode(prompt, add_special_tokens=False).ids, np.int32)
             text = np.frombuffer(each.problem.encode(), np.uint8)
             number = np.array([index], np.int64)
             count = np.array([len(tokens)], np.int32), np.array([len(text)], np.int32)
@@ -131,11 +133,6 @@ class Bench:
             await self._sample(running)
             self._score(running)
         return found
-
-    def _encode(self, prompt: str) -> list[int]:
-        from tokenizers import Tokenizer
-
-        return list(Tokenizer.from_str(self.engine.info.tokenizer_json).encode(prompt, add_special_tokens=False).ids)
 
     async def _sample(self, running: list[Alone]) -> None:
         asked = [(each, command) for each in running for command in each.wanted if isinstance(command, Generate)]
