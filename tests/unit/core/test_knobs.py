@@ -156,7 +156,7 @@ def test_bounds_are_inclusive(policy: str) -> None:
             values = [kind.least + 2**-10 * kind.open, kind.most]
         else:
             continue
-        others = {"barrier": "none"} if name == "speculate" else {}
+        others = {"barrier": "none"} if name in ("speculate", "stop_score") else {}
         for value in values:
             assert Knobs.fill({"policy": policy, **others, name: value})[name] == value
 

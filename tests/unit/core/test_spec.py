@@ -55,6 +55,7 @@ def searches(draw: st.DrawFn) -> job_pb2.Search:
             setattr(search, name, draw(st.sampled_from(enum.values())))
     if search.barrier != job_pb2.BARRIER_RULE_NONE:
         search.ClearField("speculate")
+        search.ClearField("stop_score")
     elif "finished" in names:
         search.finished = draw(st.sampled_from([job_pb2.FINISHED_RULE_UNSPECIFIED, job_pb2.FINISHED_RULE_RETIRE]))
     if search.extract == job_pb2.EXTRACT_RULE_PATTERN:
