@@ -156,7 +156,9 @@ class Work:
 
 async def _add(connection: AsyncConnection, delta: JobDelta, segment: int, first_segment: Mapping[int, int]) -> None:
     """Write one job's results, counters and event."""
-    job = (await connection.execute(select(jobs).where(jobs.c.job_id == delta.job_id))).one_or_none()
+    # Commits of one job take turns from here on: the counters, the cursor and the job's end follow from the row as it stands.
+    row = select(jobs).where(jobs.c.job_id == delta.job_id).with_for_update(key_share=True)
+    job = (await connection.execute(row)).one_or_none()
     if job is None:
         return
     runs = job.state == job_pb2.JOB_STATE_RUNNING
