@@ -1,6 +1,7 @@
 """What a shard wants done. The shell carries it out and feeds the outcome back as events."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -10,6 +11,7 @@ from ramify.scheduler.engines.base import StepParams
 from ramify.scheduler.forest.columns import NO_ROW, Flag
 from ramify.scheduler.forest.forest import Forest, Hints
 from ramify.scheduler.forest.ids import node_codes, sibling_codes
+from ramify.scheduler.forest.parts import Part
 from ramify.scheduler.forest.segments import Rows
 from ramify.scheduler.plan import JobPlan
 
@@ -180,6 +182,18 @@ class JobDelta:
     steps: int
     tokens: int
     results: list[TreeResult]
+    retries: int = 0  # steps that were lost and are sampled or scored again
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The open trees of a slot as they are when the commit that carries them is durable: what was committed before need not be
+    read to go on from here. It is never the only copy of anything.
+    """
+
+    slot: int
+    parts: Mapping[str, Part]  # by job id
+    steps: NodeRows  # committed steps that no decision knows yet; the parts hold them as still to be sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +204,8 @@ class Commit:
     nodes: NodeRows
     scores: ScoreRows
     jobs: list[JobDelta]
+    snapshots: list[Snapshot] = field(default_factory=list)
+    released: tuple[int, ...] = ()  # slots whose trees are no more here: once this is durable, others may have them
 
 
 Command = Generate | Withdraw | Score | Compare | Check | Commit

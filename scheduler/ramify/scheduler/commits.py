@@ -1,5 +1,7 @@
 """What a commit holds: collected from the forest's dirty rows."""
 
+from collections import Counter
+
 import numpy as np
 
 from ramify.scheduler.commands import Commit, JobDelta, NodeRows, ScoreRows, TreeResult
@@ -9,14 +11,18 @@ from ramify.scheduler.forest.segments import Rows
 from ramify.scheduler.plan import JobPlan
 
 
-def collect(forest: Forest, plans: list[JobPlan], messages: dict[int, str], sequence: int) -> Commit | None:
+def collect(
+    forest: Forest, plans: list[JobPlan], messages: dict[int, str], retries: Counter[str], sequence: int, *, always: bool = False
+) -> Commit | None:
     """Gather all that is not written yet and mark it as being written.
 
     Args:
         forest: its dirty bits and the status of its finished trees change.
         plans: of the shard.
         messages: why a tree failed, by tree id.
+        retries: steps that were asked for again, by job; those that the commit tells are taken out.
         sequence: of the commit.
+        always: make a commit though there be nothing to write.
 
     Returns:
         The commit, or None if there is nothing to write.
@@ -25,7 +31,7 @@ def collect(forest: Forest, plans: list[JobPlan], messages: dict[int, str], sequ
     fresh = np.flatnonzero(dirty & Dirty.NODE).astype(np.int32)
     scored = np.flatnonzero(dirty & Dirty.SCORE).astype(np.int32)
     finished = np.flatnonzero(forest.trees.status[: forest.trees.size] == TreeStatus.FINISHED).astype(np.int32)
-    if not (len(fresh) or len(scored) or len(finished)):
+    if not (len(fresh) or len(scored) or len(finished) or always):
         return None
     commit = Commit(sequence, node_rows(forest, fresh), score_rows(forest, scored), [])
     plan_of_node, plan_of_tree = forest.trees.plan[forest.tree[fresh]], forest.trees.plan[finished]
@@ -37,6 +43,7 @@ def collect(forest: Forest, plans: list[JobPlan], messages: dict[int, str], sequ
                 steps=len(nodes),
                 tokens=int(forest.token_count[nodes].sum(dtype=np.int64)),
                 results=results(forest, plans[index], messages, finished[plan_of_tree == index]),
+                retries=retries.pop(plans[index].job_id, 0),
             )
         )
     forest.dirty[fresh] = forest.dirty[scored] = Dirty.COMMITTING

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from ramify.scheduler.errors import IllegalEvent
 from ramify.scheduler.forest.forest import Hints
+from ramify.scheduler.forest.parts import Part
 from ramify.scheduler.plan import JobPlan
 
 
@@ -23,6 +24,21 @@ class TreesAdmitted:
     token_count: NDArray[np.int32]  # [T] at least 1
     text: NDArray[np.uint8]  # the problems as the verifier sees them, UTF-8
     text_count: NDArray[np.int32]  # [T]
+
+
+@dataclass(frozen=True, slots=True)
+class TreesRestored:
+    """Trees of one job go on from a snapshot; what was in flight is asked for again."""
+
+    plan: JobPlan
+    part: Part
+
+
+@dataclass(frozen=True, slots=True)
+class SlotsReleased:
+    """The next commit is to be the last word about the trees of some slots; then they are given up, for another shard to have."""
+
+    slots: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +121,19 @@ class Tick:
     now_ms: int  # since the epoch, on the store's clock
 
 
-Event = TreesAdmitted | StepsSampled | StepsScored | StepsLost | AnswersGrouped | AnswersChecked | Committed | JobCancelled | Tick
+Event = (
+    TreesAdmitted
+    | TreesRestored
+    | SlotsReleased
+    | StepsSampled
+    | StepsScored
+    | StepsLost
+    | AnswersGrouped
+    | AnswersChecked
+    | Committed
+    | JobCancelled
+    | Tick
+)
 
 
 def same_length(*columns: NDArray[Any]) -> None:

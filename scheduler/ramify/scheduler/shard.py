@@ -9,8 +9,9 @@ changes nothing either.
                         └─▶ finished tree ─▶ Compare ─▶ Check ─▶ Commit ─▶ Committed ─▶ rows are freed
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,21 +27,26 @@ from ramify.scheduler.events import (
     Committed,
     Event,
     JobCancelled,
+    SlotsReleased,
     StepsLost,
     StepsSampled,
     StepsScored,
     Tick,
     TreesAdmitted,
+    TreesRestored,
     holds,
     same_length,
 )
 from ramify.scheduler.forest.columns import Dirty, Flag, Status, TreeStatus
 from ramify.scheduler.forest.forest import Forest, Hints
+from ramify.scheduler.forest.parts import graft, some_trees
 from ramify.scheduler.forest.segments import Mask, Rows, minus
 from ramify.scheduler.forest.table import select
 from ramify.scheduler.landing import Landing
 from ramify.scheduler.plan import JobPlan, Outcome, Verdict
 from ramify.scheduler.policies.base import Moves
+from ramify.scheduler.slots import in_slots
+from ramify.scheduler.snapshots import Snapshots, resume
 
 COMPACT_MIN = 4096  # rows below which freeing is not worth its cost
 DEAD_SHARE = 4  # it is where one row in so many is dead
@@ -54,6 +60,7 @@ class ShardLimits:
     flush_ms: int = 100  # a commit is due this long after the last one
     tries_max: int = 5  # times a node may be lost before its chain is given up
     nodes_per_tree_max: int = 1_000_000  # steps that one tree may ask for; beyond, it fails
+    snapshot_steps_min: int = 4096  # committed steps of a slot that are worth a snapshot
 
 
 class Shard:
@@ -69,8 +76,13 @@ class Shard:
         self._sequence = 0
         self._committing = False
         self._flushed_ms = 0
+        self._releasing: tuple[int, ...] = ()  # slots that are given up with the next commit
+        self._retries = Counter[str]()  # by job, since the last commit that told of it
+        self._snapshots = Snapshots(self.limits.snapshot_steps_min)
         self._apply: dict[type[Event], Callable[[Any], list[Command]]] = {
             TreesAdmitted: self._admit,
+            TreesRestored: self._restore,
+            SlotsReleased: self._release,
             StepsSampled: self._sampled,
             StepsScored: self._scored,
             StepsLost: self._lost,
@@ -134,6 +146,21 @@ class Shard:
             whole=event.plan.policy.whole,
         )
         self._landing.touched.append(trees)
+        return []
+
+    def _restore(self, event: TreesRestored) -> list[Command]:
+        part = event.part
+        new = np.ones(len(part), np.bool_)
+        new[self.forest.trees.find(part.trees["tree_id"])[1]] = False
+        part = some_trees(part, new)
+        trees = graft(self.forest, part, self._plan_index(event.plan))
+        self.messages.update(part.messages)
+        found = resume(self.forest, event.plan, trees)
+        self._landing.touched.append(trees[self.forest.trees.outstanding[trees] == 0])
+        return found
+
+    def _release(self, event: SlotsReleased) -> list[Command]:
+        self._releasing = tuple(sorted({*self._releasing, *event.slots}))
         return []
 
     def _plan_index(self, plan: JobPlan) -> int:
@@ -223,6 +250,8 @@ class Shard:
         message = f"lost {self.limits.tries_max} times: {event.message}"
         self._landing.unsampleable(rows[over & sampling], message)
         self._landing.unscorable(rows[over & ~sampling], message)
+        for plan, again in self._by_plan(rows[~over]):
+            self._retries[plan.job_id] += len(again)
         return self._generate(rows[~over & sampling]) + self._score(rows[~over & ~sampling])
 
     def _grouped(self, event: AnswersGrouped) -> list[Command]:
@@ -261,11 +290,17 @@ class Shard:
 
     def _cancel(self, event: JobCancelled) -> list[Command]:
         trees = self.forest.trees
-        for index, plan in enumerate(self.plans):
-            if plan.job_id == event.job_id:
-                mine = (trees.plan[: trees.size] == index) & (trees.status[: trees.size] != TreeStatus.COMMITTING)
-                self._free(np.flatnonzero(mine))
-        return []
+        mine = np.array([plan.job_id == event.job_id for plan in self.plans], np.bool_)
+        return self._give_up(mine[trees.plan[: trees.size]]) if mine.any() else []
+
+    def _give_up(self, which: Mask) -> list[Command]:
+        """Let go of the trees that `which` `[T]` marks, unless their result is being written."""
+        t = self.forest.trees
+        gone = which & (t.status[: t.size] != TreeStatus.COMMITTING) & (t.status[: t.size] != TreeStatus.FREE)
+        rows = np.flatnonzero(self.forest.status[: self.forest.size] == Status.SAMPLING)
+        found = self._withdraw(rows[gone[self.forest.tree[rows]]].astype(np.int32))
+        self._free(np.flatnonzero(gone))
+        return found
 
     def _free(self, trees: NDArray[np.int64]) -> None:
         self.forest.trees.status[trees] = TreeStatus.FREE
@@ -280,13 +315,25 @@ class Shard:
                 late = np.flatnonzero(mine).astype(np.int32)
                 trees.outcome[late] = Outcome.BUDGET
                 found += self._finish(plan, late)
-        if self._committing or event.now_ms < self._flushed_ms + self.limits.flush_ms:
+        due = event.now_ms >= self._flushed_ms + self.limits.flush_ms
+        if self._committing or not (due or self._releasing):
             return found
-        commit = commits.collect(self.forest, self.plans, self.messages, self._sequence + 1)
+        return [*found, *self._advance(), *self._flush(event.now_ms)]  # a snapshot holds what is decided, not half of it
+
+    def _flush(self, now_ms: int) -> list[Command]:
+        """The commit that is due, if there is anything to write or to release, and what follows from a release."""
+        released, sequence = self._releasing, self._sequence + 1
+        commit = commits.collect(self.forest, self.plans, self.messages, self._retries, sequence, always=bool(released))
         if commit is None:
-            return found
-        self._sequence, self._committing, self._flushed_ms = self._sequence + 1, True, event.now_ms
-        return [*found, commit]
+            return []
+        self._snapshots.count(commit.nodes)
+        for slot in self._snapshots.due(released):
+            commit.snapshots.append(self._snapshots.take(self.forest, self.plans, self.messages, slot))
+        self._sequence, self._committing, self._flushed_ms, self._releasing = sequence, True, now_ms, ()
+        if not released:
+            return [commit]
+        trees = self.forest.trees
+        return [replace(commit, released=released), *self._give_up(in_slots(trees.tree_id[: trees.size], released))]
 
     # --- decisions --------------------------------------------------------------------------------------------------
 

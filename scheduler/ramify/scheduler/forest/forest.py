@@ -72,7 +72,7 @@ class Forest(Nodes):
         self.tree[roots], self.parent[roots], self.node_id[roots] = trees, NO_ROW, root_id
         self.last_child[roots] = self.elder[roots] = NO_ROW
         self.status[roots], self.score[roots], self.group[roots] = Status.OPEN, np.nan, NO_GROUP
-        self._write(roots, tokens, token_count, text, text_count)
+        self.place(roots, tokens, token_count, text, text_count)
         self._enlist(roots)
         return trees
 
@@ -167,7 +167,7 @@ class Forest(Nodes):
         finish: NDArray[np.uint8],
     ) -> None:
         """Write the sampled steps of `rows` `[R]`."""
-        self._write(rows, tokens, token_count, text, text_count)
+        self.place(rows, tokens, token_count, text, text_count)
         self.logprob[rows], self.finish[rows] = logprob, finish
         self.text_hash[rows] = mix64(self.text_hash[self.parent[rows]], hash_ranges(text, text_count))
         np.add.at(self.trees.spent, self.tree[rows], token_count.astype(np.int64))
@@ -295,19 +295,29 @@ class Forest(Nodes):
         pruned = (self.status[: self.size] == Status.PRUNED) & ~self.trees.whole[self.tree[: self.size]]
         return int(np.count_nonzero(pruned | gone[self.tree[: self.size]]))
 
+    def live(self) -> Mask:
+        """`[size]` whether each node is what a tree still grows from or answers with, or is above such a node."""
+        size, t = self.size, self.trees
+        status = self.status[:size]
+        keep = (status != Status.PRUNED) & (status != Status.EXPANDED) | (self.parent[:size] == NO_ROW)
+        keep = (keep | t.whole[self.tree[:size]]) & (t.status[self.tree[:size]] != TreeStatus.FREE)
+        best = t.best[: t.size]
+        keep[best[(best != NO_ROW) & (t.status[: t.size] != TreeStatus.FREE)]] = True
+        return self._with_paths(keep)
+
+    def _with_paths(self, keep: Mask) -> Mask:
+        """Mark in `keep` whatever is above a node that it marks."""
+        level = np.flatnonzero(keep)
+        while len(level := self.parent[level[self.parent[level] != NO_ROW]]):
+            level = np.unique(level[~keep[level]])
+            keep[level] = True
+        return keep
+
     def compact(self) -> None:
         """Free the rows of dead branches and of trees that are done; what is live, uncommitted or above such a node stays."""
         size, t = self.size, self.trees
-        status, tree_status = self.status[:size], t.status[self.tree[:size]]
-        live = (status != Status.PRUNED) & (status != Status.EXPANDED) | (self.parent[:size] == NO_ROW)
-        keep = ((live | t.whole[self.tree[:size]]) & (tree_status != TreeStatus.FREE)) | (self.dirty[:size] != 0)
-        best = t.best[: t.size]
-        best = best[(best != NO_ROW) & (t.status[: t.size] != TreeStatus.FREE)]
-        keep[best] = True
-        level = np.flatnonzero(keep)
-        while len(level := self.parent[level[self.parent[level] != NO_ROW]]):  # whoever is above what stays
-            level = np.unique(level[~keep[level]])
-            keep[level] = True
+        dirty = self.dirty[:size] != 0
+        keep = self._with_paths(self.live() | dirty) if dirty.any() else self.live()
         trees_kept = np.zeros(t.size, np.bool_)
         trees_kept[self.tree[:size][keep]] = True
         self._renumber(self.keep(keep), t.keep(trees_kept))
@@ -323,29 +333,28 @@ class Forest(Nodes):
         self._epoch += 1
         self.tokens, self.token_start[:size] = self.tokens.repack(self.token_start[:size], self.token_count[:size])
         self.text, self.text_start[:size] = self.text.repack(self.text_start[:size], self.text_count[:size])
-        self._link()
         self.relist()
 
-    def _link(self) -> None:
-        """Thread the children of each node anew."""
-        parent = self.parent[: self.size]
-        child = np.flatnonzero(parent != NO_ROW).astype(np.int32)
-        child = child[np.argsort(parent[child], kind="stable")]
-        above = parent[child]
-        self.last_child[: self.size] = self.elder[: self.size] = NO_ROW
+    def thread(self, rows: Rows) -> None:
+        """Link the nodes `rows` `[R]` (ascending, whole trees of them) as children, and list those that have landed."""
+        parent = self.parent[rows]
+        child = rows[parent != NO_ROW]
+        child = child[np.argsort(self.parent[child], kind="stable")]
+        above = self.parent[child]
+        self.last_child[rows] = self.elder[rows] = NO_ROW
         same = above[1:] == above[:-1]
         self.elder[child[1:][same]] = child[:-1][same]
         self.last_child[above] = child  # of several the last, which is the newest, stays
+        status = self.status[rows]
+        wanted = (status == Status.OPEN) | (status == Status.RETIRED)
+        self._enlist(rows[wanted | (status > Status.SCORING) & self.trees.whole[self.tree[rows]]])
 
     def relist(self) -> None:
-        """Make the lists of landed nodes anew, from the statuses."""
-        status, trees = self.status[: self.size], self.trees
-        wanted = (status == Status.OPEN) | (status == Status.RETIRED)
-        wanted |= (status > Status.SCORING) & trees.whole[self.tree[: self.size]]
-        rows = np.flatnonzero(wanted).astype(np.int32)
+        """Make the lists of landed nodes and the links anew, from statuses and parents."""
+        trees = self.trees
         self._listed = Arena(np.int32)
         trees.listed_start[: trees.size] = trees.listed_count[: trees.size] = trees.listed_room[: trees.size] = 0
-        self._enlist(rows)
+        self.thread(np.arange(self.size, dtype=np.int32))
 
     def _enlist(self, rows: Rows) -> None:
         """Add nodes to their trees' lists. A list that outgrows its place moves to one of twice the room."""
@@ -365,7 +374,7 @@ class Forest(Nodes):
         self._listed.data[np.repeat(t.listed_start[trees] + count, added) + position_in_segment(tree)] = rows
         t.listed_count[trees] = count + added
 
-    def _write(
+    def place(
         self,
         rows: Rows,
         tokens: NDArray[np.int32],
@@ -373,6 +382,7 @@ class Forest(Nodes):
         text: NDArray[np.uint8],
         text_count: NDArray[np.int32],
     ) -> None:
+        """Put tokens and text of `rows` `[R]` into the arenas, one row's after the other."""
         self.token_start[rows] = self.tokens.append(tokens) + np.cumsum(token_count, dtype=np.int64) - token_count
         self.text_start[rows] = self.text.append(text) + np.cumsum(text_count, dtype=np.int64) - text_count
         self.token_count[rows], self.text_count[rows] = token_count, text_count
