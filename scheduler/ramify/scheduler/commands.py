@@ -187,8 +187,9 @@ class JobDelta:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The open trees of a slot as they are when the commit that carries them is durable: what was committed before need not be
-    read to go on from here. It is never the only copy of anything.
+    """The open trees of a slot as they are once the commit that carries them is durable.
+
+    To go on from here, nothing that was committed before has to be read. It is never the only copy of anything.
     """
 
     slot: int

@@ -35,8 +35,9 @@ class Snapshots:
         self._since += np.bincount(slot_of(nodes.tree_id), minlength=SLOTS)
 
     def due(self, released: tuple[int, ...]) -> list[int]:
-        """Slots to be copied along with the commit that is being made: those that are given up and have a tail worth it, and
-        at most one other, so that no commit becomes long.
+        """Slots to be copied along with the commit that is being made.
+
+        Those that are given up and have a tail worth it, and at most one other, so that no commit becomes long.
         """
         found = [slot for slot in released if self._since[slot] >= self._steps_min]
         overdue = self._since - np.maximum(self._held, self._steps_min)
