@@ -295,29 +295,30 @@ class Forest(Nodes):
         pruned = (self.status[: self.size] == Status.PRUNED) & ~self.trees.whole[self.tree[: self.size]]
         return int(np.count_nonzero(pruned | gone[self.tree[: self.size]]))
 
-    def live(self) -> Mask:
-        """`[size]` whether each node is what a tree still grows from or answers with, or is above such a node."""
-        size, t = self.size, self.trees
-        status = self.status[:size]
-        keep = (status != Status.PRUNED) & (status != Status.EXPANDED) | (self.parent[:size] == NO_ROW)
-        keep = (keep | t.whole[self.tree[:size]]) & (t.status[self.tree[:size]] != TreeStatus.FREE)
-        best = t.best[: t.size]
-        keep[best[(best != NO_ROW) & (t.status[: t.size] != TreeStatus.FREE)]] = True
-        return self._with_paths(keep)
+    def live(self, rows: Rows) -> Mask:
+        """`[size]` which of the nodes `rows` `[R]` a tree still grows from or answers with, and what is above those."""
+        status, tree, t = self.status[rows], self.tree[rows], self.trees
+        grows = (status != Status.PRUNED) & (status != Status.EXPANDED) | (self.parent[rows] == NO_ROW) | t.whole[tree]
+        grows = (grows | (t.best[tree] == rows)) & (t.status[tree] != TreeStatus.FREE)
+        return self._with_paths(rows[grows])
 
-    def _with_paths(self, keep: Mask) -> Mask:
-        """Mark in `keep` whatever is above a node that it marks."""
-        level = np.flatnonzero(keep)
-        while len(level := self.parent[level[self.parent[level] != NO_ROW]]):
-            level = np.unique(level[~keep[level]])
-            keep[level] = True
+    def _with_paths(self, rows: Rows) -> Mask:
+        """`[size]` the nodes `rows` `[R]` and all that are above them."""
+        keep = np.zeros(self.size, np.bool_)
+        place = np.empty(self.size, np.int32)
+        while len(rows):
+            keep[rows] = True
+            rows = self.parent[rows]
+            rows = rows[rows != NO_ROW]
+            rows = rows[~keep[rows]]
+            place[rows] = np.arange(len(rows), dtype=np.int32)
+            rows = rows[place[rows] == np.arange(len(rows), dtype=np.int32)]  # each once: of siblings the last one has written
         return keep
 
     def compact(self) -> None:
         """Free the rows of dead branches and of trees that are done; what is live, uncommitted or above such a node stays."""
         size, t = self.size, self.trees
-        dirty = self.dirty[:size] != 0
-        keep = self._with_paths(self.live() | dirty) if dirty.any() else self.live()
+        keep = self.live(np.arange(size, dtype=np.int32)) | self._with_paths(np.flatnonzero(self.dirty[:size]).astype(np.int32))
         trees_kept = np.zeros(t.size, np.bool_)
         trees_kept[self.tree[:size][keep]] = True
         self._renumber(self.keep(keep), t.keep(trees_kept))

@@ -42,10 +42,10 @@ def cut(forest: Forest, trees: Rows) -> Part:
     samples from elsewhere, and hands them in again.
     """
     t = forest.trees
-    keep = forest.live()
     wanted = np.zeros(t.size, np.bool_)
     wanted[trees] = True
-    rows = np.flatnonzero(keep & wanted[forest.tree[: forest.size]]).astype(np.int32)
+    rows = np.flatnonzero(wanted[forest.tree[: forest.size]]).astype(np.int32)
+    rows = rows[forest.live(rows)[rows]]
     new_row = np.full(forest.size + 1, NO_ROW, np.int32)  # the last is that of NO_ROW
     new_row[rows] = np.arange(len(rows), dtype=np.int32)
     new_tree = np.zeros(t.size, np.int32)
