@@ -432,6 +432,46 @@ FINISH_ERROR: Finish.ValueType  # 5
 """The step could not be generated or scored; the chain is given up."""
 Global___Finish: _TypeAlias = Finish  # noqa: Y015
 
+class _NoticeKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NoticeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NoticeKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NOTICE_KIND_UNSPECIFIED: _NoticeKind.ValueType  # 0
+    """Never returned."""
+    NOTICE_KIND_TAKEOVER: _NoticeKind.ValueType  # 1
+    """A shard took over from one that had died or gone silent."""
+    NOTICE_KIND_MOVE: _NoticeKind.ValueType  # 2
+    """A shard was handed trees by another one."""
+    NOTICE_KIND_RESTART: _NoticeKind.ValueType  # 3
+    """Trees lost steps to damage and went on from before them."""
+    NOTICE_KIND_SET_ASIDE: _NoticeKind.ValueType  # 4
+    """A problem was given up because its steps were lost again and again; the others go on."""
+    NOTICE_KIND_WAIT: _NoticeKind.ValueType  # 5
+    """Chains began to wait for something."""
+    NOTICE_KIND_RESUMED: _NoticeKind.ValueType  # 6
+    """They go on."""
+
+class NoticeKind(_NoticeKind, metaclass=_NoticeKindEnumTypeWrapper):
+    """What a notice tells of."""
+
+NOTICE_KIND_UNSPECIFIED: NoticeKind.ValueType  # 0
+"""Never returned."""
+NOTICE_KIND_TAKEOVER: NoticeKind.ValueType  # 1
+"""A shard took over from one that had died or gone silent."""
+NOTICE_KIND_MOVE: NoticeKind.ValueType  # 2
+"""A shard was handed trees by another one."""
+NOTICE_KIND_RESTART: NoticeKind.ValueType  # 3
+"""Trees lost steps to damage and went on from before them."""
+NOTICE_KIND_SET_ASIDE: NoticeKind.ValueType  # 4
+"""A problem was given up because its steps were lost again and again; the others go on."""
+NOTICE_KIND_WAIT: NoticeKind.ValueType  # 5
+"""Chains began to wait for something."""
+NOTICE_KIND_RESUMED: NoticeKind.ValueType  # 6
+"""They go on."""
+Global___NoticeKind: _TypeAlias = NoticeKind  # noqa: Y015
+
 @_typing.final
 class Problem(_message.Message):
     """One question that a tree is grown for. An id has at most 512 characters, text and reference 262,144; none may hold NUL."""
@@ -851,6 +891,9 @@ class Progress(_message.Message):
     STEPS_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     WASTED_TOKENS_FIELD_NUMBER: _builtins.int
+    RETRIES_FIELD_NUMBER: _builtins.int
+    TAKEOVERS_FIELD_NUMBER: _builtins.int
+    RESTARTS_FIELD_NUMBER: _builtins.int
     problems_total: _builtins.int
     """Problems acknowledged."""
     problems_done: _builtins.int
@@ -865,6 +908,12 @@ class Progress(_message.Message):
     """Tokens sampled, end marks apart."""
     wasted_tokens: _builtins.int
     """Of these, tokens of speculative steps that came to nothing, as far as their problems are done."""
+    retries: _builtins.int
+    """Steps that an engine or the verifier lost and that were asked for again."""
+    takeovers: _builtins.int
+    """Times that a shard took over from one that had died or gone silent, while the job ran."""
+    restarts: _builtins.int
+    """Trees that lost steps to damage of the store and went on from before it."""
     def __init__(
         self,
         *,
@@ -875,14 +924,87 @@ class Progress(_message.Message):
         steps: _builtins.int = ...,
         tokens: _builtins.int = ...,
         wasted_tokens: _builtins.int = ...,
+        retries: _builtins.int = ...,
+        takeovers: _builtins.int = ...,
+        restarts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["problems_done", b"problems_done", "problems_failed", b"problems_failed", "problems_solved", b"problems_solved", "problems_total", b"problems_total", "steps", b"steps", "tokens", b"tokens", "wasted_tokens", b"wasted_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["problems_done", b"problems_done", "problems_failed", b"problems_failed", "problems_solved", b"problems_solved", "problems_total", b"problems_total", "restarts", b"restarts", "retries", b"retries", "steps", b"steps", "takeovers", b"takeovers", "tokens", b"tokens", "wasted_tokens", b"wasted_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Progress: _TypeAlias = Progress  # noqa: Y015
+
+@_typing.final
+class Pins(_message.Message):
+    """Revisions of models that a job keeps to from its first step to its end. Empty: none yet, or the job has no such model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATOR_FIELD_NUMBER: _builtins.int
+    VERIFIER_FIELD_NUMBER: _builtins.int
+    CHECKER_FIELD_NUMBER: _builtins.int
+    generator: _builtins.str
+    """Of its generator."""
+    verifier: _builtins.str
+    """Of its verifier."""
+    checker: _builtins.str
+    """Of its checker."""
+    def __init__(
+        self,
+        *,
+        generator: _builtins.str = ...,
+        verifier: _builtins.str = ...,
+        checker: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checker", b"checker", "generator", b"generator", "verifier", b"verifier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pins: _TypeAlias = Pins  # noqa: Y015
+
+@_typing.final
+class Wait(_message.Message):
+    """Something that chains of a job wait for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WHAT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    SINCE_TIME_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    what: _builtins.str
+    """What for, e.g. "verifier"."""
+    reason: _builtins.str
+    """Why it is not there, e.g. "unavailable: connection refused"."""
+    count: _builtins.int
+    """How many chains wait."""
+    shard: _builtins.str
+    """The shard whose chains they are, e.g. "shard:0"."""
+    @_builtins.property
+    def since_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when."""
+
+    def __init__(
+        self,
+        *,
+        what: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        count: _builtins.int = ...,
+        since_time: _timestamp_pb2.Timestamp | None = ...,
+        shard: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since_time", b"since_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "reason", b"reason", "shard", b"shard", "since_time", b"since_time", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Wait: _TypeAlias = Wait  # noqa: Y015
 
 @_typing.final
 class Job(_message.Message):
@@ -898,6 +1020,8 @@ class Job(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     FINISH_TIME_FIELD_NUMBER: _builtins.int
+    WAITS_FIELD_NUMBER: _builtins.int
+    PINS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Name of the job, given by the service."""
     request_id: _builtins.str
@@ -924,6 +1048,14 @@ class Job(_message.Message):
     def finish_time(self) -> _timestamp_pb2.Timestamp:
         """When the state became final."""
 
+    @_builtins.property
+    def waits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Wait]:
+        """What it waits for right now, as the shards have told last; empty: it goes on."""
+
+    @_builtins.property
+    def pins(self) -> Global___Pins:
+        """The models that it is pinned to."""
+
     def __init__(
         self,
         *,
@@ -935,10 +1067,12 @@ class Job(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         finish_time: _timestamp_pb2.Timestamp | None = ...,
+        waits: _abc.Iterable[Global___Wait] | None = ...,
+        pins: Global___Pins | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "finish_time", b"finish_time", "progress", b"progress", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "finish_time", b"finish_time", "pins", b"pins", "progress", b"progress", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "finish_time", b"finish_time", "job_id", b"job_id", "progress", b"progress", "request_id", b"request_id", "spec", b"spec", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "finish_time", b"finish_time", "job_id", b"job_id", "pins", b"pins", "progress", b"progress", "request_id", b"request_id", "spec", b"spec", "start_time", b"start_time", "state", b"state", "waits", b"waits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -962,6 +1096,7 @@ class Result(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     ANSWER_NODE_ID_FIELD_NUMBER: _builtins.int
     WASTED_TOKENS_FIELD_NUMBER: _builtins.int
+    RESTARTED_FIELD_NUMBER: _builtins.int
     problem_index: _builtins.int
     """Index of the problem in its job, from 0."""
     outcome: Global___Outcome.ValueType
@@ -982,6 +1117,8 @@ class Result(_message.Message):
     """The node that ends the chosen chain."""
     wasted_tokens: _builtins.int
     """Of `tokens`, those of speculative steps that came to nothing."""
+    restarted: _builtins.str
+    """Why the tree lost steps on its way and went on from before them, e.g. a damaged segment; empty: it did not."""
     @_builtins.property
     def problem(self) -> Global___Problem:
         """The problem as it was submitted."""
@@ -1005,10 +1142,11 @@ class Result(_message.Message):
         message: _builtins.str = ...,
         answer_node_id: _builtins.int = ...,
         wasted_tokens: _builtins.int = ...,
+        restarted: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "problem", b"problem", "score", b"score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "answer", b"answer", "answer_node_id", b"answer_node_id", "message", b"message", "outcome", b"outcome", "problem", b"problem", "problem_index", b"problem_index", "score", b"score", "step_count", b"step_count", "steps", b"steps", "tokens", b"tokens", "verdict", b"verdict", "wasted_tokens", b"wasted_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "answer", b"answer", "answer_node_id", b"answer_node_id", "message", b"message", "outcome", b"outcome", "problem", b"problem", "problem_index", b"problem_index", "restarted", b"restarted", "score", b"score", "step_count", b"step_count", "steps", b"steps", "tokens", b"tokens", "verdict", b"verdict", "wasted_tokens", b"wasted_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
     _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
@@ -1086,12 +1224,17 @@ class Tree(_message.Message):
     ROOT_ID_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    DAMAGE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     problem_index: _builtins.int
     """Index of the problem in its job."""
     root_id: _builtins.int
     """Id of the root: the bare problem."""
+    damage: _builtins.str
+    """What of the tree can't be shown because its bytes are damaged in the store; empty: nothing. Steps below a step that is
+    lost are left out with it.
+    """
     @_builtins.property
     def problem(self) -> Global___Problem:
         """The problem."""
@@ -1113,14 +1256,41 @@ class Tree(_message.Message):
         root_id: _builtins.int = ...,
         nodes: _abc.Iterable[Global___TreeNode] | None = ...,
         result: Global___Result | None = ...,
+        damage: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["problem", b"problem", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "nodes", b"nodes", "problem", b"problem", "problem_index", b"problem_index", "result", b"result", "root_id", b"root_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["damage", b"damage", "job_id", b"job_id", "nodes", b"nodes", "problem", b"problem", "problem_index", b"problem_index", "result", b"result", "root_id", b"root_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Tree: _TypeAlias = Tree  # noqa: Y015
+
+@_typing.final
+class Notice(_message.Message):
+    """Something out of the ordinary, told to people."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    kind: Global___NoticeKind.ValueType
+    """What it tells of."""
+    text: _builtins.str
+    """One sentence, e.g. "shard:1 took over 32 slots from shard:0, whose lease had ended"."""
+    def __init__(
+        self,
+        *,
+        kind: Global___NoticeKind.ValueType = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Notice: _TypeAlias = Notice  # noqa: Y015
 
 @_typing.final
 class JobEvent(_message.Message):
@@ -1132,6 +1302,7 @@ class JobEvent(_message.Message):
     TIME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
     cursor: _builtins.int
     """Place in the job's history, from 1, without gaps. Resume a watch with the last one that was seen."""
     state: Global___JobState.ValueType
@@ -1144,6 +1315,10 @@ class JobEvent(_message.Message):
     def progress(self) -> Global___Progress:
         """Counters after the event."""
 
+    @_builtins.property
+    def notice(self) -> Global___Notice:
+        """Something out of the ordinary that the event tells of."""
+
     def __init__(
         self,
         *,
@@ -1151,11 +1326,14 @@ class JobEvent(_message.Message):
         time: _timestamp_pb2.Timestamp | None = ...,
         state: Global___JobState.ValueType = ...,
         progress: Global___Progress | None = ...,
+        notice: Global___Notice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_notice", b"_notice", "notice", b"notice", "progress", b"progress", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "progress", b"progress", "state", b"state", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_notice", b"_notice", "cursor", b"cursor", "notice", b"notice", "progress", b"progress", "state", b"state", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__notice: _TypeAlias = _typing.Literal["notice"]  # noqa: Y015
+    _WhichOneofArgType__notice: _TypeAlias = _typing.Literal["_notice", b"_notice"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__notice) -> _WhichOneofReturnType__notice | None: ...
 
 Global___JobEvent: _TypeAlias = JobEvent  # noqa: Y015
