@@ -23,6 +23,7 @@ class EngineStats:
     prefix_hits: int  # groups whose chain needed no prefill of its own
     prefix_misses: int
     tokens_prefilled: int
+    rows_sampled: int  # steps that were sampled to their end, whoever still wanted them
     tokens_sampled: int  # end-of-sequence tokens included
     slot_busy_s: float  # sum over slots of the time that they were in use
 
@@ -42,6 +43,7 @@ class EngineLoop(ABC):
         self._submitted: list[tuple[int, StepBatch]] = []
         self._cancelled: list[int] = []
         self._rows_open = 0
+        self._rows_sampled = 0
         self._task: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
         self._closed = False
@@ -124,6 +126,7 @@ class EngineLoop(ABC):
             while self._submitted or self._cancelled or not self._idle():
                 self._hand_over()
                 for ticket, results in await self._turn():
+                    self._rows_sampled += len(results.row)
                     if (inbox := self._inboxes.get(ticket)) is not None:
                         inbox.put_nowait(results)
         except BaseException as fault:

@@ -69,6 +69,7 @@ class OnnxEngine(EngineLoop):
             prefix_hits=decoder.prefix_hits,
             prefix_misses=decoder.prefix_misses,
             tokens_prefilled=decoder.tokens_prefilled,
+            rows_sampled=self._rows_sampled,
             tokens_sampled=decoder.tokens_sampled,
             slot_busy_s=decoder.slot_busy_s,
         )

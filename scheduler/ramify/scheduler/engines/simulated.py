@@ -104,6 +104,7 @@ class SimulatedEngine(EngineLoop):
             prefix_hits=self._hits,
             prefix_misses=self._misses,
             tokens_prefilled=self._prefilled,
+            rows_sampled=self._rows_sampled,
             tokens_sampled=self._sampled,
             slot_busy_s=self._slot_busy_s,
         )
