@@ -6,12 +6,13 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -22,19 +23,23 @@ from ramify.v1 import verifier_service_pb2 as pb
 from ramify.v1 import verifier_service_pb2_grpc as pb_grpc
 from ramify.verifier.backends.base import Scorer
 from ramify.verifier.backends.rule import RuleScorer
+from ramify.verifier.backends.simulated import SimulatedScorer
 from ramify.verifier.chains import Chain, ChainError, ChainScores
 from ramify.verifier.client import VerifierClient
+from ramify.verifier.columns import ChainColumns, ChainFault
 from ramify.verifier.errors import (
     DeadlineError,
     InvalidRequestError,
     ModelError,
     OverloadedError,
+    RevisionError,
     StartupError,
     UnavailableError,
     UnknownModelError,
 )
+from ramify.verifier.messages import CHAIN_STEPS_MAX, REQUEST_CHAINS_MAX
 from ramify.verifier.rules import RULES
-from ramify.verifier.server import CHAIN_STEPS_MAX, REQUEST_CHAINS_MAX, SERVICE_NAME, STREAM_OPEN_MAX, VerifierServer
+from ramify.verifier.server import SERVICE_NAME, STREAM_OPEN_MAX, VerifierServer
 from tests.unit.verifier.fakes import PATIENCE_S, FakeScorer, chain, expected
 
 SOLUTION = Chain("4 5 6 10>24", ("10-4=6:5 6 6\n", "5*6=30:6 30\n", "30-6=24:24"))
@@ -119,6 +124,116 @@ async def test_limits_of_a_request() -> None:
             await stub.Score(pb.ScoreRequest(model="fake", chains=[pb.Chain()] * (REQUEST_CHAINS_MAX + 1)))
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert caught.value.details() == "the request has 4097 chains, more than 4096"
+
+
+async def test_columns_give_what_chains_give() -> None:
+    rule, simulated = RuleScorer(RULES["countdown"]), SimulatedScorer("sim")
+    async with serving(rule, simulated) as (_, address), VerifierClient(address) as client:
+        chains = [SOLUTION, Chain("4 5 six", ("a",)), Chain("4 5 6 10", ()), Chain("ä", ("€", ""))]
+        for model in ("countdown", "sim"):
+            scored = await client.score(model, chains)
+            columns = await client.score_columns(model, ChainColumns.of(chains), revision=scored.revision)
+            scores = iter(columns.scores.tolist())
+            each = [[next(scores) for _ in chain.steps] for chain in chains]
+            faulty = {fault.chain: fault for fault in columns.faults}
+            for index, one in enumerate(scored.chains):
+                assert each[index] == one.scores or (index in faulty and np.isnan(each[index]).all())
+                assert faulty.get(index, (index, ChainError.NONE, "")) == (index, one.error, one.message)
+            assert (columns.revision, next(scores, None)) == (scored.revision, None)
+            last = await client.score_columns(model, ChainColumns.of(chains), last_only=True)
+            np.testing.assert_array_equal(last.scores, np.array([one[-1] if one else np.nan for one in each], np.float32))
+            assert last.faults == columns.faults
+
+
+async def test_columns_bring_references_to_a_rule() -> None:
+    class Comparing(FakeScorer):
+        def score(self, chains: Sequence[Chain]) -> list[ChainScores]:
+            return [ChainScores([float(chain.reference == step) for step in chain.steps]) for chain in chains]
+
+    async with serving(Comparing()) as (_, address), VerifierClient(address) as client:
+        chains = ChainColumns.of([Chain("p", ("1", "2"), "2"), Chain("p", ("1", "2"), "1"), chain("p", "3")])
+        assert (await client.score_columns("fake", chains)).scores.tolist() == [0.0, 1.0, 1.0, 0.0, 0.0]
+
+
+async def test_columns_larger_than_a_request() -> None:
+    async with serving(FakeScorer(1 << 20)) as (_, address), VerifierClient(address) as client:
+        lengths = [index % 5 for index in range(REQUEST_CHAINS_MAX + 10)]
+        columns = ChainColumns.of([Chain("p", tuple("s" * size for size in range(length))) for length in lengths])
+        scored = await client.score_columns("fake", columns, last_only=True)
+        assert scored.faults == []
+        expect = [(length - 1) / 128 if length else np.nan for length in lengths]
+        np.testing.assert_array_equal(scored.scores, np.array(expect, np.float32))
+        none = await client.score_columns("fake", ChainColumns.of([]))
+        assert (none.scores.tolist(), none.faults, none.revision) == ([], [], "r1")
+
+
+async def test_columns_of_faulty_chains_in_a_large_batch() -> None:
+    async with serving(SimulatedScorer("sim")) as (_, address), VerifierClient(address) as client:
+        at = [0, REQUEST_CHAINS_MAX - 1, REQUEST_CHAINS_MAX, REQUEST_CHAINS_MAX + 1]
+        chains = [Chain("p", () if index in at else ("s",)) for index in range(REQUEST_CHAINS_MAX + 2)]
+        scored = await client.score_columns("sim", ChainColumns.of(chains))
+        assert scored.faults == [ChainFault(index, ChainError.INVALID, "a chain needs at least one step") for index in at]
+
+
+async def test_a_revision_that_the_model_has_not() -> None:
+    async with serving(FakeScorer()) as (_, address), VerifierClient(address) as client, stub_of(address) as stub:
+        columns = ChainColumns.of([SOLUTION])
+        assert (await client.score_columns("fake", columns, revision="r1")).revision == "r1"
+        with pytest.raises(RevisionError, match="model 'fake' is of revision r1 here, not r0"):
+            await client.score_columns("fake", columns, revision="r0")
+        with pytest.raises(UnknownModelError, match="no model 'nobody' here"):
+            await client.score_columns("nobody", columns)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.ScoreColumns(pb.ScoreColumnsRequest(model="fake", revision="r0"))
+        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (pb.ScoreColumnsRequest(length=b"12345"), "length has 5 bytes; it must hold numbers of four bytes each"),
+        (pb.ScoreColumnsRequest(text_count=b"1"), "text_count has 1 bytes; it must hold numbers of four bytes each"),
+        (pb.ScoreColumnsRequest(text=b"1"), "text has 1 bytes; the numbers in text_count add up to 0"),
+        (pb.ScoreColumnsRequest(length=b"\1\0\0\0"), "text_count has 0 numbers; 1 problems and 1 steps need 2"),
+        (pb.ScoreColumnsRequest(length=b"\xff" * 4), "length[0] is -1; it must not be negative"),
+        (pb.ScoreColumnsRequest(length=b"\0\0\0\0\1\2\0\0"), "chain 1 has 513 steps, more than 512"),
+        (pb.ScoreColumnsRequest(length=bytes(4 * (REQUEST_CHAINS_MAX + 1))), "the request has 4097 chains, more than 4096"),
+        (pb.ScoreColumnsRequest(references=["a"]), "there are 1 references for 0 chains; give one for each, or none"),
+    ],
+)
+async def test_columns_that_do_not_fit(request_: pb.ScoreColumnsRequest, message: str) -> None:
+    request_.model = "fake"
+    async with serving(FakeScorer()) as (_, address), stub_of(address) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.ScoreColumns(request_)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert caught.value.details() == message
+
+
+async def test_columns_wait_in_the_same_queue_as_chains() -> None:
+    scorer = FakeScorer()
+    async with serving(scorer, queue_chains_max=2) as (_, address), VerifierClient(address) as client:
+        scorer.gate.clear()
+        held = asyncio.create_task(client.score("fake", [chain("held")]))
+        await scorer.wait_entered()
+        with pytest.raises(OverloadedError) as caught:
+            await client.score_columns("fake", ChainColumns.of([chain("a"), chain("b"), chain("c")]))
+        assert caught.value.retry_delay_ms > 0
+        with pytest.raises(DeadlineError):
+            await client.score_columns("fake", ChainColumns.of([chain("late")]), deadline_ms=1)
+        scorer.gate.set()
+        await held
+        with pytest.raises(ModelError, match="the fake was told to"):
+            await client.score_columns("fake", ChainColumns.of([chain("fail")]))
+    assert chain("late") not in [each for call in scorer.calls for each in call]
+
+
+async def test_a_server_that_is_away_is_told_at_once_if_so_it_is_wanted() -> None:
+    async with serving(FakeScorer()) as (_, address):
+        pass
+    async with VerifierClient(address) as client:
+        with pytest.raises(UnavailableError):
+            await client.score_columns("fake", ChainColumns.of([SOLUTION]), wait_for_ready=False)
 
 
 async def test_overload_says_when_to_come_back() -> None:
@@ -333,6 +448,17 @@ async def test_the_process_serves_until_sigterm(tmp_path: Path) -> None:
             assert (await client.score("countdown", [SOLUTION])).chains == [ChainScores([1.0, 1.0, 1.0])]
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
+
+
+async def test_the_process_serves_a_simulated_model(tmp_path: Path) -> None:
+    ready = tmp_path / "ready.json"
+    async with verifier_process("--model", "sim-prm=simulated?base_ms=1", "--ready-file", str(ready)):
+        address = json.loads(ready.read_text())["address"]
+        async with VerifierClient(address) as client:
+            assert (await client.get_model()).backend == "simulated"
+            here = SimulatedScorer("sim-prm")
+            scored = await client.score_columns("sim-prm", ChainColumns.of([SOLUTION]), revision=here.revision)
+            assert scored.scores.tolist() == here.score_columns(ChainColumns.of([SOLUTION])).scores.tolist()
 
 
 async def test_the_process_ends_with_its_stdin() -> None:

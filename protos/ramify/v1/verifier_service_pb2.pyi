@@ -232,6 +232,120 @@ class ScoreStreamResponse(_message.Message):
 Global___ScoreStreamResponse: _TypeAlias = ScoreStreamResponse  # noqa: Y015
 
 @_typing.final
+class ScoreColumnsRequest(_message.Message):
+    """See ScoreColumns. R chains; numbers are little-endian, one directly after the other."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    TEXT_COUNT_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
+    REFERENCES_FIELD_NUMBER: _builtins.int
+    LAST_ONLY_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Which model."""
+    revision: _builtins.str
+    """The revision that the scores must be of; empty: any."""
+    text: _builtins.bytes
+    """UTF-8 of the first chain's problem and steps, then of the next chain's, with nothing between them. What is no UTF-8,
+    such as a character that was cut between two steps, is read as the replacement character.
+    """
+    text_count: _builtins.bytes
+    """Bytes of each problem and step, in the order of the text; int32."""
+    length: _builtins.bytes
+    """Steps of each chain; int32. R of them, at most 4,096."""
+    last_only: _builtins.bool
+    """Only the score of each chain's last step is wanted: the answer has R scores and not one for each step."""
+    @_builtins.property
+    def references(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The right answer of each chain, for rules that compare: R or none."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        text: _builtins.bytes = ...,
+        text_count: _builtins.bytes = ...,
+        length: _builtins.bytes = ...,
+        references: _abc.Iterable[_builtins.str] | None = ...,
+        last_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_only", b"last_only", "length", b"length", "model", b"model", "references", b"references", "revision", b"revision", "text", b"text", "text_count", b"text_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreColumnsRequest: _TypeAlias = ScoreColumnsRequest  # noqa: Y015
+
+@_typing.final
+class ChainFault(_message.Message):
+    """Why a chain of a batch of columns has no scores."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHAIN_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    chain: _builtins.int
+    """Which chain, from 0."""
+    error: Global___ChainError.ValueType
+    """What kind of fault."""
+    message: _builtins.str
+    """What is wrong, for people."""
+    def __init__(
+        self,
+        *,
+        chain: _builtins.int = ...,
+        error: Global___ChainError.ValueType = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "error", b"error", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChainFault: _TypeAlias = ChainFault  # noqa: Y015
+
+@_typing.final
+class ScoreColumnsResponse(_message.Message):
+    """See ScoreColumns."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCORES_FIELD_NUMBER: _builtins.int
+    FAULTS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    scores: _builtins.bytes
+    """Little-endian float32: a score for each step of the first chain, then of the next; or for each chain, with last_only. Between
+    0 and 1; NaN for a chain that can't be scored.
+    """
+    revision: _builtins.str
+    """Revision of the model that scored them all."""
+    @_builtins.property
+    def faults(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChainFault]:
+        """The chains that can't be scored, in order."""
+
+    def __init__(
+        self,
+        *,
+        scores: _builtins.bytes = ...,
+        faults: _abc.Iterable[Global___ChainFault] | None = ...,
+        revision: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["faults", b"faults", "revision", b"revision", "scores", b"scores"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreColumnsResponse: _TypeAlias = ScoreColumnsResponse  # noqa: Y015
+
+@_typing.final
 class GetModelRequest(_message.Message):
     """See GetModel."""
 
@@ -293,7 +407,7 @@ class Model(_message.Message):
     revision: _builtins.str
     """Content hash of its files: scores of different revisions must not be mixed."""
     backend: _builtins.str
-    """What runs it: "onnx" or "rule"."""
+    """What runs it: "onnx", "rule" or "simulated"."""
     context_tokens_max: _builtins.int
     """Tokens of the longest chain; 0 means no bound."""
     @_builtins.property

@@ -45,6 +45,11 @@ class VerifierServiceStub(object):
                 request_serializer=ramify_dot_v1_dot_verifier__service__pb2.ScoreStreamRequest.SerializeToString,
                 response_deserializer=ramify_dot_v1_dot_verifier__service__pb2.ScoreStreamResponse.FromString,
                 _registered_method=True)
+        self.ScoreColumns = channel.unary_unary(
+                '/ramify.v1.VerifierService/ScoreColumns',
+                request_serializer=ramify_dot_v1_dot_verifier__service__pb2.ScoreColumnsRequest.SerializeToString,
+                response_deserializer=ramify_dot_v1_dot_verifier__service__pb2.ScoreColumnsResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/ramify.v1.VerifierService/GetModel',
                 request_serializer=ramify_dot_v1_dot_verifier__service__pb2.GetModelRequest.SerializeToString,
@@ -71,6 +76,14 @@ class VerifierServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ScoreColumns(self, request, context):
+        """Scores a batch that comes and goes as columns: for schedulers, which have too many chains for an object each. Fails as
+        Score does; also FAILED_PRECONDITION when the model is of another revision than the one that is asked for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModel(self, request, context):
         """What a model is.
         """
@@ -90,6 +103,11 @@ def add_VerifierServiceServicer_to_server(servicer, server):
                     servicer.ScoreStream,
                     request_deserializer=ramify_dot_v1_dot_verifier__service__pb2.ScoreStreamRequest.FromString,
                     response_serializer=ramify_dot_v1_dot_verifier__service__pb2.ScoreStreamResponse.SerializeToString,
+            ),
+            'ScoreColumns': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScoreColumns,
+                    request_deserializer=ramify_dot_v1_dot_verifier__service__pb2.ScoreColumnsRequest.FromString,
+                    response_serializer=ramify_dot_v1_dot_verifier__service__pb2.ScoreColumnsResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -152,6 +170,33 @@ class VerifierService(object):
             '/ramify.v1.VerifierService/ScoreStream',
             ramify_dot_v1_dot_verifier__service__pb2.ScoreStreamRequest.SerializeToString,
             ramify_dot_v1_dot_verifier__service__pb2.ScoreStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScoreColumns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ramify.v1.VerifierService/ScoreColumns',
+            ramify_dot_v1_dot_verifier__service__pb2.ScoreColumnsRequest.SerializeToString,
+            ramify_dot_v1_dot_verifier__service__pb2.ScoreColumnsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,10 @@ class VerifierServiceStub:
     """
     ScoreStream: _grpc.StreamStreamMultiCallable[_verifier_service_pb2.ScoreStreamRequest, _verifier_service_pb2.ScoreStreamResponse]
     """The same over one stream; answers come as batches are done, so not always in the order asked."""
+    ScoreColumns: _grpc.UnaryUnaryMultiCallable[_verifier_service_pb2.ScoreColumnsRequest, _verifier_service_pb2.ScoreColumnsResponse]
+    """Scores a batch that comes and goes as columns: for schedulers, which have too many chains for an object each. Fails as
+    Score does; also FAILED_PRECONDITION when the model is of another revision than the one that is asked for.
+    """
     GetModel: _grpc.UnaryUnaryMultiCallable[_verifier_service_pb2.GetModelRequest, _verifier_service_pb2.GetModelResponse]
     """What a model is."""
 
@@ -53,6 +57,10 @@ class VerifierServiceAsyncStub(VerifierServiceStub):
     """
     ScoreStream: _aio.StreamStreamMultiCallable[_verifier_service_pb2.ScoreStreamRequest, _verifier_service_pb2.ScoreStreamResponse]  # type: ignore[assignment]
     """The same over one stream; answers come as batches are done, so not always in the order asked."""
+    ScoreColumns: _aio.UnaryUnaryMultiCallable[_verifier_service_pb2.ScoreColumnsRequest, _verifier_service_pb2.ScoreColumnsResponse]  # type: ignore[assignment]
+    """Scores a batch that comes and goes as columns: for schedulers, which have too many chains for an object each. Fails as
+    Score does; also FAILED_PRECONDITION when the model is of another revision than the one that is asked for.
+    """
     GetModel: _aio.UnaryUnaryMultiCallable[_verifier_service_pb2.GetModelRequest, _verifier_service_pb2.GetModelResponse]  # type: ignore[assignment]
     """What a model is."""
 
@@ -76,6 +84,16 @@ class VerifierServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_verifier_service_pb2.ScoreStreamResponse], _abc.AsyncIterator[_verifier_service_pb2.ScoreStreamResponse]]:
         """The same over one stream; answers come as batches are done, so not always in the order asked."""
+
+    @_abc_1.abstractmethod
+    def ScoreColumns(
+        self,
+        request: _verifier_service_pb2.ScoreColumnsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_verifier_service_pb2.ScoreColumnsResponse, _abc.Awaitable[_verifier_service_pb2.ScoreColumnsResponse]]:
+        """Scores a batch that comes and goes as columns: for schedulers, which have too many chains for an object each. Fails as
+        Score does; also FAILED_PRECONDITION when the model is of another revision than the one that is asked for.
+        """
 
     @_abc_1.abstractmethod
     def GetModel(

@@ -4,13 +4,14 @@ import asyncio
 import threading
 from collections.abc import Sequence
 
+from ramify.verifier.backends.base import ChainScorer
 from ramify.verifier.chains import Chain, ChainScores
 
 PATIENCE_S = 20
 """How long a test waits for what must come: an upper bound for a busy machine, never a delay."""
 
 
-class FakeScorer:
+class FakeScorer(ChainScorer):
     """Scores a step by its length; holds while the gate is closed; fails on chains whose problem is "fail"."""
 
     name = "fake"
@@ -18,8 +19,8 @@ class FakeScorer:
     backend = "rule"
     context_tokens_max = 7
 
-    def __init__(self, batch_chars_max: int = 1000, batch_wait_ms_max: float = 0.0) -> None:
-        self.batch_chars_max = batch_chars_max
+    def __init__(self, batch_bytes_max: int = 1000, batch_wait_ms_max: float = 0.0) -> None:
+        self.batch_bytes_max = batch_bytes_max
         self.batch_wait_ms_max = batch_wait_ms_max
         self.calls: list[list[Chain]] = []
         self.entered = threading.Event()

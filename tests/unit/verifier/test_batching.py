@@ -1,13 +1,15 @@
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramify.verifier.batching import Batcher
-from ramify.verifier.chains import Chain, ChainScores
+from ramify.verifier.chains import Chain, ChainError, ChainScores
+from ramify.verifier.columns import ChainColumns, ChainFault, ColumnScores
 from ramify.verifier.errors import DeadlineError, ModelError, OverloadedError, UnavailableError
 from tests.unit.verifier.fakes import PATIENCE_S, FakeScorer, chain, expected, next_turn
 
@@ -25,17 +27,22 @@ async def batching(
         await batcher.close()
 
 
+async def score(batcher: Batcher, chains: Sequence[Chain], deadline_s: float | None = None) -> list[ChainScores]:
+    columns = ChainColumns.of(chains)
+    return (await batcher.score(columns, deadline_s)).chains(columns)
+
+
 async def hold(batcher: Batcher, scorer: FakeScorer) -> asyncio.Task[list[ChainScores]]:
     """Keeps the model busy with a chain, so that what comes next must wait."""
     scorer.gate.clear()
     scorer.entered.clear()
-    task = asyncio.create_task(batcher.score([chain("hold")]))
+    task = asyncio.create_task(score(batcher, [chain("hold")]))
     await scorer.wait_entered()
     return task
 
 
 async def submit(batcher: Batcher, *chains: Chain, deadline_s: float | None = None) -> asyncio.Task[list[ChainScores]]:
-    task = asyncio.create_task(batcher.score(chains, deadline_s))
+    task = asyncio.create_task(score(batcher, chains, deadline_s))
     await next_turn()
     return task
 
@@ -52,18 +59,18 @@ async def test_requests_that_wait_together_share_a_batch() -> None:
 
 
 async def test_a_batch_has_a_bound_and_a_large_request_is_cut() -> None:
-    scorer = FakeScorer(batch_chars_max=10)
+    scorer = FakeScorer(batch_bytes_max=10)
     chains = [chain(f"p{index}", "12") for index in range(7)]  # 4 characters each
     async with batching(scorer) as batcher:
-        assert await batcher.score(chains) == [expected(each) for each in chains]
+        assert await score(batcher, chains) == [expected(each) for each in chains]
     assert [len(call) for call in scorer.calls] == [2, 2, 2, 1]
 
 
 async def test_a_chain_longer_than_a_batch_goes_alone() -> None:
-    scorer = FakeScorer(batch_chars_max=10)
+    scorer = FakeScorer(batch_bytes_max=10)
     chains = [chain("a"), chain("b" * 50), chain("c")]
     async with batching(scorer) as batcher:
-        await batcher.score(chains)
+        await score(batcher, chains)
     assert scorer.calls == [[each] for each in chains]
 
 
@@ -71,7 +78,7 @@ async def test_equal_chains_of_a_batch_are_computed_once() -> None:
     scorer = FakeScorer()
     chains = [chain("a", "x"), chain("b", "yy"), chain("a", "x")]
     async with batching(scorer) as batcher:
-        assert await batcher.score(chains) == [expected(each) for each in chains]
+        assert await score(batcher, chains) == [expected(each) for each in chains]
     assert scorer.calls == [chains[:2]]
 
 
@@ -81,12 +88,12 @@ async def test_the_queue_is_bounded() -> None:
         held = await hold(batcher, scorer)
         waiting = await submit(batcher, chain("a"), chain("b"))
         with pytest.raises(OverloadedError, match="2 chains waiting and room for 3; these are 2 more") as caught:
-            await batcher.score([chain("c"), chain("d")])
+            await score(batcher, [chain("c"), chain("d")])
         assert caught.value.retry_delay_ms > 0
         fits = await submit(batcher, chain("c"))
         scorer.gate.set()
         await asyncio.gather(held, waiting, fits)
-        assert len(await batcher.score([chain("c"), chain("d")])) == 2
+        assert len(await score(batcher, [chain("c"), chain("d")])) == 2
         assert batcher.waiting_chains == 0
 
 
@@ -94,11 +101,11 @@ async def test_the_retry_delay_is_what_the_queue_takes_at_the_recent_throughput(
     scorer, clock = FakeScorer(), iter(range(1000))
     # The clock goes on by a second each time it is read; a batch reads it twice: one chain a second.
     async with batching(scorer, queue_chains_max=4, now_s=lambda: float(next(clock))) as batcher:
-        await batcher.score([chain("first")])
+        await score(batcher, [chain("first")])
         held = await hold(batcher, scorer)
         waiting = await submit(batcher, *map(chain, "abcd"))
         with pytest.raises(OverloadedError) as caught:
-            await batcher.score([chain("e")])
+            await score(batcher, [chain("e")])
         assert caught.value.retry_delay_ms == 4000
         scorer.gate.set()
         await asyncio.gather(held, waiting)
@@ -118,7 +125,7 @@ async def test_cancelled_work_is_not_computed() -> None:
 
 
 async def test_what_is_left_of_a_cancelled_request_is_not_computed() -> None:
-    scorer = FakeScorer(batch_chars_max=2)
+    scorer = FakeScorer(batch_bytes_max=2)
     scorer.gate.clear()
     async with batching(scorer) as batcher:
         task = await submit(batcher, chain("a"), chain("b"), chain("c"))
@@ -145,7 +152,7 @@ async def test_work_past_its_deadline_is_not_computed() -> None:
 
 
 async def test_a_failure_fails_its_own_batch_only() -> None:
-    scorer = FakeScorer(batch_chars_max=10)
+    scorer = FakeScorer(batch_bytes_max=10)
     async with batching(scorer) as batcher:
         held = await hold(batcher, scorer)
         # "fail" and the first chain of `cut` fill a batch; the rest of `cut` must not be computed.
@@ -168,11 +175,11 @@ async def test_a_model_that_forgets_a_chain_has_failed() -> None:
 
     async with batching(Forgetful()) as batcher:
         with pytest.raises(ModelError, match="ValueError"):
-            await batcher.score([chain("a")])
+            await score(batcher, [chain("a")])
 
 
 async def test_an_idle_model_waits_for_a_full_batch_and_no_longer() -> None:
-    scorer = FakeScorer(batch_chars_max=4, batch_wait_ms_max=PATIENCE_S * 10_000.0)
+    scorer = FakeScorer(batch_bytes_max=4, batch_wait_ms_max=PATIENCE_S * 10_000.0)
     async with batching(scorer) as batcher:
         first = await submit(batcher, chain("a"))
         await next_turn()
@@ -184,7 +191,7 @@ async def test_an_idle_model_waits_for_a_full_batch_and_no_longer() -> None:
 
 async def test_the_wait_for_a_full_batch_ends() -> None:
     async with batching(FakeScorer(batch_wait_ms_max=0.1)) as batcher:
-        assert await batcher.score([chain("a")]) == [expected(chain("a"))]
+        assert await score(batcher, [chain("a")]) == [expected(chain("a"))]
 
 
 async def test_closing_finishes_the_batch_at_work_and_fails_the_rest() -> None:
@@ -199,12 +206,12 @@ async def test_closing_finishes_the_batch_at_work_and_fails_the_rest() -> None:
     await closing
     assert await held == [expected(chain("hold"))]
     with pytest.raises(UnavailableError):
-        await batcher.score([chain("late")])
+        await score(batcher, [chain("late")])
 
 
 async def test_no_chains_have_no_scores() -> None:
     async with batching(FakeScorer()) as batcher:
-        assert await batcher.score([]) == []
+        assert await score(batcher, []) == []
 
 
 @settings(max_examples=30, deadline=None)
@@ -213,12 +220,47 @@ async def test_no_chains_have_no_scores() -> None:
     st.integers(1, 20),
     st.sampled_from([0.0, 0.1]),
 )
-def test_every_request_gets_its_own_scores(requests: list[list[str]], chars_max: int, wait_ms: float) -> None:
+def test_every_request_gets_its_own_scores(requests: list[list[str]], bytes_max: int, wait_ms: float) -> None:
     async def run() -> None:
-        async with batching(FakeScorer(chars_max, wait_ms)) as batcher:
+        async with batching(FakeScorer(bytes_max, wait_ms)) as batcher:
             chains = [[chain(text, text) for text in texts] for texts in requests]
-            found = await asyncio.gather(*map(batcher.score, chains))
+            found = await asyncio.gather(*(score(batcher, each) for each in chains))
             assert found == [[expected(each) for each in request] for request in chains]
             assert batcher.waiting_chains == 0
 
     asyncio.run(run())
+
+
+async def test_a_model_that_gives_too_few_scores_has_failed() -> None:
+    class Short(FakeScorer):
+        def score_columns(self, chains: ChainColumns) -> ColumnScores:
+            found = super().score_columns(chains)
+            return ColumnScores(found.scores[1:], found.faults)
+
+    async with batching(Short()) as batcher:
+        with pytest.raises(ModelError, match="it gave 1 scores for 2 steps"):
+            await score(batcher, [chain("a", "x", "y")])
+
+
+async def test_faults_are_those_of_the_requests_own_chains() -> None:
+    class Picky(FakeScorer):
+        def score(self, chains: Sequence[Chain]) -> list[ChainScores]:
+            fault = ChainScores(error=ChainError.INVALID, message="bad")
+            return [
+                fault if each.problem == "bad" else scores for each, scores in zip(chains, super().score(chains), strict=True)
+            ]
+
+    scorer = Picky(batch_bytes_max=8)
+    async with batching(scorer) as batcher:
+        held = await hold(batcher, scorer)
+        one = asyncio.create_task(batcher.score(ChainColumns.of([chain("a"), chain("bad"), chain("b"), chain("bad")])))
+        two = asyncio.create_task(batcher.score(ChainColumns.of([chain("bad"), chain("c")])))
+        await next_turn()
+        scorer.gate.set()
+        assert (await one).faults == [ChainFault(at, ChainError.INVALID, "bad") for at in (1, 3)]
+        assert (await two).faults == [ChainFault(0, ChainError.INVALID, "bad")]
+        assert [np.isnan(scores).tolist() for scores in ((await one).scores, (await two).scores)] == [
+            [False, True, False, True],
+            [True, False],
+        ]
+        await held

@@ -13,6 +13,12 @@ from ramify.verifier.__main__ import main
         (["--rule", "chess"], "no rule 'chess'; there is countdown"),
         (["--rule", "countdown", "--rule", "countdown"], "two models have one name: countdown, countdown"),
         (["--model", "prm"], "--model 'prm' is not NAME=FOLDER"),
+        (
+            ["--model", "sim=simulated?speed=3"],
+            "model 'sim': simulated has no option speed; there is base_ms, token_us, time_scale",
+        ),
+        (["--model", "sim=simulated?base_ms=fast"], "model 'sim': base_ms: Input should be a valid number"),
+        (["--model", "sim=simulated?base_ms=-1"], "model 'sim': Value error, a time is negative"),
         (["--rule", "countdown", "--listen", "nowhere"], "cannot listen on 'nowhere': it is not HOST:PORT"),
         (["--rule", "countdown", "--listen", "127.0.0.1:99999"], "cannot listen on '127.0.0.1:99999': it is not HOST:PORT"),
     ],

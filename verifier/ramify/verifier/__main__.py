@@ -18,6 +18,7 @@ from ramify.verifier.server import VerifierServer
 logger = logging.getLogger("ramify.verifier")
 
 EXIT_STARTUP = 2
+MODEL_HELP = "a process reward model in ONNX form; NAME=simulated?base_ms=2&token_us=5 is one that only hashes"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ramify.verifier", description="Scores chains of reasoning steps.")
-    parser.add_argument("--model", action="append", default=[], metavar="NAME=FOLDER", help="a process reward model in ONNX form")
+    parser.add_argument("--model", action="append", default=[], metavar="NAME=FOLDER", help=MODEL_HELP)
     parser.add_argument("--rule", action="append", default=[], metavar="NAME", help=f"one of: {', '.join(RULES)}")
     parser.add_argument("--listen", default="127.0.0.1:50061", metavar="HOST:PORT", help="port 0 takes a free one")
     parser.add_argument("--threads", type=int, default=1, help="threads of each ONNX model (default 1)")
@@ -62,7 +63,7 @@ async def _serve(options: argparse.Namespace) -> None:
 
 
 def load_scorers(models: Sequence[str], rules: Sequence[str], threads: int) -> list[Scorer]:
-    """Loads models ("NAME=FOLDER") and rules, in that order.
+    """Loads models ("NAME=FOLDER" or "NAME=simulated?OPTION=VALUE&...") and rules, in that order.
 
     Raises:
         StartupError: one cannot be loaded, two have one name, or there are none.
@@ -72,10 +73,7 @@ def load_scorers(models: Sequence[str], rules: Sequence[str], threads: int) -> l
         name, equals, folder = model.partition("=")
         if not (name and equals and folder):
             raise StartupError(f"--model '{model}' is not NAME=FOLDER")
-        # Only here: rules alone need no ONNX Runtime, which takes a second and 60 MB.
-        from ramify.verifier.backends.onnx import OnnxScorer
-
-        scorers.append(OnnxScorer(name, Path(folder), threads=threads))
+        scorers.append(load_model(name, folder, threads))
     for rule in rules:
         if rule not in RULES:
             raise StartupError(f"no rule '{rule}'; there is {', '.join(RULES)}")
@@ -86,6 +84,22 @@ def load_scorers(models: Sequence[str], rules: Sequence[str], threads: int) -> l
     if len(set(names)) < len(names):
         raise StartupError(f"two models have one name: {', '.join(names)}")
     return scorers
+
+
+def load_model(name: str, folder: str, threads: int) -> Scorer:
+    """Loads the model in a folder, or the simulated one if it is called so; a real folder of that name is `./simulated`.
+
+    Raises:
+        StartupError: it cannot be loaded.
+    """
+    if folder.partition("?")[0] == "simulated":
+        from ramify.verifier.backends.simulated import load_simulated
+
+        return load_simulated(name, folder)
+    # Only here: rules alone need no ONNX Runtime, which takes a second and 60 MB.
+    from ramify.verifier.backends.onnx import OnnxScorer
+
+    return OnnxScorer(name, Path(folder), threads=threads)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,15 @@ and runs them in a thread. A request larger than a batch is cut; a batch takes f
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ramify.verifier.backends.base import Scorer
-from ramify.verifier.chains import Chain, ChainScores
+from ramify.verifier.columns import ChainColumns, ChainFault, ColumnScores
 from ramify.verifier.errors import DeadlineError, ModelError, OverloadedError, UnavailableError
 
 logger = logging.getLogger(__name__)
@@ -28,13 +31,14 @@ _THROUGHPUT_WEIGHT = 0.2
 
 @dataclass(eq=False, slots=True)
 class _Request:
-    """Chains that arrived together. Those before `taken` are in a batch or done; `scores` grows in order."""
+    """Chains that arrived together. Those before `taken` are in a batch or done; scores and faults grow in order."""
 
-    chains: Sequence[Chain]
-    done: asyncio.Future[list[ChainScores]]
+    chains: ChainColumns
+    done: asyncio.Future[ColumnScores]
     deadline_s: float | None
     taken: int = 0
-    scores: list[ChainScores] = field(default_factory=list)
+    scores: list[NDArray[np.float32]] = field(default_factory=list)
+    faults: list[ChainFault] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +50,8 @@ class _Part:
     end: int
 
     @property
-    def chains(self) -> Sequence[Chain]:
-        return self.request.chains[self.start : self.end]
+    def chains(self) -> ChainColumns:
+        return self.request.chains.part(self.start, self.end)
 
 
 class Batcher:
@@ -71,7 +75,7 @@ class Batcher:
         self._now_s = now_s or asyncio.get_running_loop().time
         self._queue: OrderedDict[_Request, None] = OrderedDict()
         self._waiting_chains = 0
-        self._waiting_chars = 0
+        self._waiting_bytes = 0
         self._arrived = asyncio.Event()
         self._chains_per_s = 0.0
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"scorer-{scorer.name}")
@@ -83,8 +87,8 @@ class Batcher:
         """Chains in the queue, those being computed not among them."""
         return self._waiting_chains
 
-    async def score(self, chains: Sequence[Chain], deadline_s: float | None = None) -> list[ChainScores]:
-        """The scores of each chain, in order. A cancelled call leaves the queue at once.
+    async def score(self, chains: ChainColumns, deadline_s: float | None = None) -> ColumnScores:
+        """The scores of the chains. A cancelled call leaves the queue at once.
 
         Args:
             chains: What to score.
@@ -98,8 +102,8 @@ class Batcher:
         """
         if self._closed:
             raise UnavailableError(f"model '{self.scorer.name}' is stopping")
-        if not chains:
-            return []
+        if not len(chains):
+            return ColumnScores(np.empty(0, np.float32), [])
         if self._waiting_chains + len(chains) > self._queue_chains_max:
             raise OverloadedError(
                 f"model '{self.scorer.name}' has {self._waiting_chains} chains waiting and room for"
@@ -109,7 +113,7 @@ class Batcher:
         request = _Request(chains, asyncio.get_running_loop().create_future(), deadline_s)
         self._queue[request] = None
         self._waiting_chains += len(chains)
-        self._waiting_chars += sum(map(_chars, chains))
+        self._waiting_bytes += len(chains.text)
         self._arrived.set()
         try:
             return await request.done
@@ -131,7 +135,7 @@ class Batcher:
         if request in self._queue:
             del self._queue[request]
             self._waiting_chains -= len(request.chains) - request.taken
-            self._waiting_chars -= sum(map(_chars, request.chains[request.taken :]))
+            self._waiting_bytes -= len(request.chains.text) - request.chains.bytes_before(request.taken)
             request.taken = len(request.chains)
 
     async def _work(self) -> None:
@@ -148,7 +152,7 @@ class Batcher:
         await self._arrived.wait()
         try:
             async with asyncio.timeout(self.scorer.batch_wait_ms_max / 1000):
-                while self._waiting_chars < self.scorer.batch_chars_max and not self._closed:
+                while self._waiting_bytes < self.scorer.batch_bytes_max and not self._closed:
                     self._arrived.clear()
                     await self._arrived.wait()
         except TimeoutError:
@@ -157,24 +161,22 @@ class Batcher:
     def _take(self) -> list[_Part]:
         """Cuts a batch from the head of the queue, at least one chain; drops what is past its deadline."""
         parts: list[_Part] = []
-        room_chars, now_s = self.scorer.batch_chars_max, self._now_s()
+        room_bytes, now_s = self.scorer.batch_bytes_max, self._now_s()
         while self._queue:
             request = next(iter(self._queue))
             if request.deadline_s is not None and now_s >= request.deadline_s:
                 self._leave(request)
                 _fail(request, DeadlineError("the deadline passed while the chains waited for the model"))
                 continue
-            start = end = request.taken
-            while end < len(request.chains):
-                chars = _chars(request.chains[end])
-                if chars > room_chars and (parts or end > start):
-                    break
-                room_chars -= chars
-                self._waiting_chars -= chars
+            start, end = request.taken, request.chains.fitting(request.taken, room_bytes)
+            if end == start and not parts:
                 end += 1
-            self._waiting_chains -= end - start
-            request.taken = end
             if end > start:
+                size_bytes = request.chains.bytes_before(end) - request.chains.bytes_before(start)
+                room_bytes -= size_bytes
+                self._waiting_bytes -= size_bytes
+                self._waiting_chains -= end - start
+                request.taken = end
                 parts.append(_Part(request, start, end))
             if end < len(request.chains):
                 break
@@ -182,26 +184,29 @@ class Batcher:
         return parts
 
     async def _compute(self, parts: list[_Part]) -> None:
-        """Runs a batch, each distinct chain once, and hands out its scores. Never raises the model's failure."""
-        # A search often holds the same chain more than once: children that were sampled alike.
-        unique = list(dict.fromkeys(chain for part in parts for chain in part.chains))
+        """Runs a batch and hands out its scores. Never raises the model's failure."""
+        batch = ChainColumns.concatenate([part.chains for part in parts])
         started_s = self._now_s()
         try:
-            loop = asyncio.get_running_loop()
-            scores = await loop.run_in_executor(self._executor, self.scorer.score, unique)
-            by_chain = dict(zip(unique, scores, strict=True))
+            found = await asyncio.get_running_loop().run_in_executor(self._executor, self.scorer.score_columns, batch)
+            if len(found.scores) != batch.step_count:
+                raise ValueError(f"it gave {len(found.scores)} scores for {batch.step_count} steps")
         except Exception as error:
-            logger.exception("model '%s' failed on a batch of %d chains", self.scorer.name, len(unique))
+            logger.exception("model '%s' failed on a batch of %d chains", self.scorer.name, len(batch))
             for part in parts:
                 self._leave(part.request)
                 _fail(part.request, ModelError(f"model '{self.scorer.name}' failed: {type(error).__name__}: {error}"))
             return
-        self._learn_throughput(sum(part.end - part.start for part in parts), self._now_s() - started_s)
+        self._learn_throughput(len(batch), self._now_s() - started_s)
+        at = 0
         for part in parts:
-            request = part.request
-            request.scores.extend(by_chain[chain] for chain in part.chains)
+            request, size = part.request, part.end - part.start
+            mine = found.part(batch, at, at + size)
+            request.scores.append(mine.scores)
+            request.faults.extend(fault._replace(chain=fault.chain + part.start) for fault in mine.faults)
+            at += size
             if part.end == len(request.chains) and not request.done.done():
-                request.done.set_result(request.scores)
+                request.done.set_result(ColumnScores(np.concatenate(request.scores), request.faults))
 
     def _learn_throughput(self, chains: int, elapsed_s: float) -> None:
         newest = chains / max(elapsed_s, 1e-6)
@@ -214,11 +219,6 @@ class Batcher:
             return _RETRY_DELAY_MS_UNKNOWN
         delay_ms = 1000 * self._waiting_chains / self._chains_per_s
         return round(min(max(delay_ms, _RETRY_DELAY_MS_MIN), _RETRY_DELAY_MS_MAX))
-
-
-def _chars(chain: Chain) -> int:
-    """Characters of a chain: near enough to its tokens, and free."""
-    return len(chain.problem) + sum(map(len, chain.steps))
 
 
 def _fail(request: _Request, error: Exception) -> None:

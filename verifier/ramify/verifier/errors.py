@@ -25,6 +25,10 @@ class UnknownModelError(RequestError):
     """The server has no model of that name."""
 
 
+class RevisionError(RequestError):
+    """The model is of another revision than the one that the caller's scores are to be of."""
+
+
 class ServiceError(VerifierError):
     """Our fault, or our state: the same request may succeed later."""
 

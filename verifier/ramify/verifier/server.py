@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -14,15 +14,16 @@ from ramify.v1 import verifier_service_pb2 as pb
 from ramify.v1 import verifier_service_pb2_grpc as pb_grpc
 from ramify.verifier.backends.base import Scorer
 from ramify.verifier.batching import QUEUE_CHAINS_MAX, Batcher
-from ramify.verifier.chains import Chain, ChainScores
 from ramify.verifier.errors import (
     InvalidRequestError,
     ModelError,
+    RevisionError,
     StartupError,
     UnavailableError,
     UnknownModelError,
     VerifierError,
 )
+from ramify.verifier.messages import ScoreRequest, chains_of, columns_of, columns_response, scores_message
 from ramify.verifier.status import status_from_error
 
 logger = logging.getLogger(__name__)
@@ -30,8 +31,6 @@ logger = logging.getLogger(__name__)
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["VerifierService"].full_name
 
 MESSAGE_BYTES_MAX = 16 << 20
-REQUEST_CHAINS_MAX = 4_096
-CHAIN_STEPS_MAX = 512
 STREAM_OPEN_MAX = 64
 """Requests of one stream that are open at once; the stream is not read further until one is answered."""
 
@@ -39,16 +38,6 @@ DRAIN_S_MAX = 5.0
 
 # A string, for only the stubs know that it is generic.
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-
-
-class _ScoreRequest(Protocol):
-    """What `ScoreRequest` and `ScoreStreamRequest` have in common."""
-
-    @property
-    def model(self) -> str: ...
-
-    @property
-    def chains(self) -> Sequence[pb.Chain]: ...
 
 
 class VerifierService(pb_grpc.VerifierServiceServicer):
@@ -113,6 +102,19 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
                 task.cancel()
             await asyncio.gather(*unfinished, return_exceptions=True)
 
+    async def ScoreColumns(  # noqa: N802 - the generated base class names it
+        self, request: pb.ScoreColumnsRequest, context: _Context
+    ) -> pb.ScoreColumnsResponse:
+        """See the proto."""
+        async with _errors_as_status(context):
+            batcher = self._batcher(request.model)
+            revision = batcher.scorer.revision
+            if request.revision not in ("", revision):
+                raise RevisionError(f"model '{request.model}' is of revision {revision} here, not {request.revision}")
+            chains = columns_of(request)
+            found = await batcher.score(chains, _deadline_s(context))
+            return columns_response(found, chains, revision=revision, last_only=request.last_only)
+
     async def GetModel(  # noqa: N802 - the generated base class names it
         self, request: pb.GetModelRequest, context: _Context
     ) -> pb.GetModelResponse:
@@ -136,9 +138,9 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
             raise UnknownModelError(f"no model '{model}' here; there is {', '.join(self._batchers)}")
         return batcher
 
-    async def _score(self, batcher: Batcher, request: _ScoreRequest, deadline_s: float | None) -> list[pb.ChainScores]:
-        scores = await batcher.score(_chains_from_request(request), deadline_s)
-        return [_scores_to_proto(chain) for chain in scores]
+    async def _score(self, batcher: Batcher, request: ScoreRequest, deadline_s: float | None) -> list[pb.ChainScores]:
+        chains = chains_of(request)
+        return scores_message(await batcher.score(chains, deadline_s), chains)
 
     def _open(
         self,
@@ -233,27 +235,6 @@ async def _errors_as_status(context: _Context) -> AsyncIterator[None]:
 async def _abort(context: _Context, error: VerifierError) -> None:
     status = status_from_error(error)
     await context.abort(status.code, status.details, status.trailing_metadata or ())
-
-
-def _chains_from_request(request: _ScoreRequest) -> list[Chain]:
-    """The request's chains, once they are within the limits.
-
-    Raises:
-        InvalidRequestError: they are not.
-    """
-    if len(request.chains) > REQUEST_CHAINS_MAX:
-        raise InvalidRequestError(f"the request has {len(request.chains)} chains, more than {REQUEST_CHAINS_MAX}")
-    chains = [Chain(chain.problem, tuple(chain.steps), chain.reference) for chain in request.chains]
-    for index, chain in enumerate(chains):
-        if len(chain.steps) > CHAIN_STEPS_MAX:
-            raise InvalidRequestError(f"chain {index} has {len(chain.steps)} steps, more than {CHAIN_STEPS_MAX}")
-    return chains
-
-
-def _scores_to_proto(chain: ChainScores) -> pb.ChainScores:
-    if chain.error:
-        return pb.ChainScores(error=chain.error.value, message=chain.message)  # type: ignore[arg-type]
-    return pb.ChainScores(scores=chain.scores)
 
 
 def _deadline_s(context: _Context) -> float | None:

@@ -13,14 +13,14 @@ STATUS: Mapping[type[errors.VerifierError], grpc.StatusCode] = MappingProxyType(
     {
         errors.InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
         errors.UnknownModelError: grpc.StatusCode.NOT_FOUND,
+        errors.RevisionError: grpc.StatusCode.FAILED_PRECONDITION,
         errors.OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
         errors.DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
         errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
         errors.ModelError: grpc.StatusCode.INTERNAL,
-        errors.StartupError: grpc.StatusCode.FAILED_PRECONDITION,
     }
 )
-"""Each concrete error's code. A subclass that is not here has its nearest base's code. No code occurs twice."""
+"""The code of each concrete error of a call. A subclass that is not here has its nearest base's code. No code occurs twice."""
 
 _ERRORS = {code: error for error, code in STATUS.items()}
 

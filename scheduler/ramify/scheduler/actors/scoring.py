@@ -1,30 +1,48 @@
-"""Sends chains to the verifier, in batches, and waits out its absences."""
+"""Sends chains to the verifier, in batches, and waits out its absences.
+
+A model that is away or overloaded is left alone for a while, longer after each failure; then a single call tries whether it is
+back. Its chains wait meanwhile: nothing is lost, and nothing is scored by default.
+"""
 
 import asyncio
 import logging
+import random
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain as flatten
+from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ramify.scheduler.commands import Chains, Check, Score
 from ramify.scheduler.events import AnswersChecked, Event, StepsLost, StepsScored
 from ramify.scheduler.plan import Verdict
-from ramify.verifier.chains import Chain, ChainScores
-from ramify.verifier.client import VerifierClient
+from ramify.verifier.client import ColumnsScored
+from ramify.verifier.columns import ChainColumns, ColumnScores
 from ramify.verifier.errors import DeadlineError, OverloadedError, UnavailableError, VerifierError
 
 log = logging.getLogger(__name__)
 
 BATCH_MAX = 1024  # chains a call
 CALLS_MAX = 2  # open at once: one is computed, one is on its way; meanwhile the next batch grows
-PAUSE_S = 0.5  # after the verifier was away or overloaded
-PAUSES_MAX = 1200  # ten minutes of absence; then the chains are reported lost
+PAUSE_S = 0.25  # after a model's first failure; twice as long after each further one in a row
+DOUBLINGS_MAX = 5  # so never longer than 8 s
+ABSENCE_S_MAX = 600.0  # so long a chain waits for a model that is away; then it is reported lost
 ACCEPTED = 0.5  # a checker's score from which an answer counts as right
 
 
-@dataclass(slots=True)
+class Verifier(Protocol):
+    """What is asked of `VerifierClient`."""
+
+    async def score_columns(self, model: str, chains: ChainColumns, *, last_only: bool, wait_for_ready: bool) -> ColumnsScored:
+        """See `VerifierClient`."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
 class Ask:
     """Chains that wait for one model."""
 
@@ -32,86 +50,165 @@ class Ask:
     job_id: str
     chains: Chains
     checks: bool  # a checker's verdict is wanted, not scores
-    pauses: int = 0
+    added_s: float
 
     def __len__(self) -> int:
         return len(self.chains.length)
+
+
+@dataclass(slots=True)
+class Absence:
+    """A model that is away or overloaded."""
+
+    since_s: float
+    until_s: float  # not asked before
+    reason: str
+    failures: int = 1
+
+
+class Wait(NamedTuple):
+    """What of a job waits because a model is away or overloaded."""
+
+    reason: str
+    chains: int
+    since_s: float  # when the first of them began to, on the monotonic clock
 
 
 class Scoring:
     """See the module. Bounded by the shard's admission: it holds no chain twice."""
 
     def __init__(
-        self, client: VerifierClient, references: Mapping[str, Mapping[int, str]], post: Callable[[Event], None]
+        self,
+        client: Verifier,
+        references: Mapping[str, Mapping[int, str]],
+        post: Callable[[Event], None],
+        *,
+        now_s: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
     ) -> None:
-        """Score through `client`; `references` are the right answers by job and tree id, for checkers."""
+        """Score through `client`.
+
+        Args:
+            client: Of the verifier.
+            references: The right answers by job and tree id, for checkers.
+            post: Takes the outcomes.
+            now_s: The monotonic clock.
+            chance: A number in [0, 1): schedulers that lost one verifier must not all come back at one moment.
+        """
         self._client = client
         self._references = references
         self._post = post
+        self._now_s, self._chance = now_s, chance
         self._waiting: deque[Ask] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._open: dict[asyncio.Task[None], list[Ask]] = {}
+        self._absences: dict[str, Absence] = {}  # by model
 
     @property
     def busy(self) -> bool:
         """Whether any chain waits or is under way."""
-        return bool(self._tasks or self._waiting)
+        return bool(self._open or self._waiting)
+
+    @property
+    def waits(self) -> dict[str, Wait]:
+        """What waits because the verifier is away or overloaded, by job."""
+        found: dict[str, Wait] = {}
+        for ask in flatten.from_iterable([*self._open.values(), self._waiting]):
+            absence = self._absences.get(ask.model)
+            if absence is not None:
+                since_s = max(absence.since_s, ask.added_s)
+                known = found.get(ask.job_id, Wait(absence.reason, 0, since_s))
+                found[ask.job_id] = Wait(known.reason, known.chains + len(ask), min(known.since_s, since_s))
+        return found
 
     def add(self, command: Score | Check) -> None:
         """Take a command; `pump` sends it."""
         checks, plan = isinstance(command, Check), command.plan
-        self._waiting.append(Ask(plan.checker if checks else plan.verifier, plan.job_id, command.chains, checks))
+        model = plan.checker if checks else plan.verifier
+        self._waiting.append(Ask(model, plan.job_id, command.chains, checks, self._now_s()))
 
     def pump(self) -> None:
         """Send what waits, as far as calls may be open; asks of one model go together."""
-        while self._waiting and len(self._tasks) < CALLS_MAX:
-            batch, size, rest = [self._waiting.popleft()], 0, deque[Ask]()
-            size = len(batch[0])
-            while self._waiting:
-                ask = self._waiting.popleft()
-                fits = ask.model == batch[0].model and ask.checks == batch[0].checks and size + len(ask) <= BATCH_MAX
-                (batch if fits else rest).append(ask)
-                size += len(ask) if fits else 0
-            self._waiting = rest
+        while self._waiting and len(self._open) < CALLS_MAX and (batch := self._take()):
             task = asyncio.create_task(self._ask(batch))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._open[task] = batch
+            task.add_done_callback(self._open.pop)
 
     async def close(self) -> None:
         """Give up all that is under way."""
-        for task in self._tasks:
+        tasks = list(self._open)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _take(self) -> list[Ask]:
+        """The next asks that may go together in a call; none if they wait for models that are away."""
+        batch, size, rest = list[Ask](), 0, deque[Ask]()
+        for ask in self._waiting:
+            if batch:
+                fits = (ask.model, ask.checks) == (batch[0].model, batch[0].checks) and size + len(ask) <= BATCH_MAX
+            else:
+                fits = self._may_ask(ask.model)
+            (batch if fits else rest).append(ask)
+            size += len(ask) if fits else 0
+        self._waiting = rest
+        return batch
+
+    def _may_ask(self, model: str) -> bool:
+        absence = self._absences.get(model)
+        if absence is None:
+            return True
+        return self._now_s() >= absence.until_s and all(batch[0].model != model for batch in self._open.values())
 
     async def _ask(self, batch: list[Ask]) -> None:
-        chains = [
-            Chain(problem, tuple(steps), self._references.get(ask.job_id, {}).get(tree, ""))
-            for ask in batch
-            for tree, (problem, steps) in zip(ask.chains.tree_id.tolist(), ask.chains.texts(), strict=True)
-        ]
+        model, checks = batch[0].model, batch[0].checks
         try:
-            found = (await self._client.score(batch[0].model, chains)).chains
+            chains = self._columns(batch)
+            # Of a checker only the last score counts. A policy may want the scores of all steps, and they cost no more than one.
+            found = await self._client.score_columns(model, chains, last_only=checks, wait_for_ready=False)
         except (UnavailableError, OverloadedError, DeadlineError) as error:
-            await self._wait(batch, str(error))
+            self._put_back(batch, error)
             return
         except VerifierError as error:
-            log.error("the verifier can't score chains of job %s with %s: %s", jobs_of(batch), batch[0].model, error)
+            log.error("the verifier can't score chains of job %s with %s: %s", jobs_of(batch), model, error)
             self._give_up(batch, str(error))
-            return
-        at = 0
-        for ask in batch:
-            self._answer(ask, found[at : at + len(ask)])
-            at += len(ask)
-
-    async def _wait(self, batch: list[Ask], why: str) -> None:
-        """The verifier is away or overloaded: nothing is lost and nothing is scored by default; the chains wait."""
-        log.warning("%d chains of job %s wait for the verifier: %s", sum(map(len, batch)), jobs_of(batch), why)
-        await asyncio.sleep(PAUSE_S)
-        for ask in batch:
-            ask.pauses += 1
-            if ask.pauses > PAUSES_MAX:
-                self._give_up([ask], why)
+        else:
+            if checks:
+                self._check(batch, found.scores)
             else:
-                self._waiting.append(ask)
+                self._score(batch, chains, ColumnScores(found.scores, found.faults))
+        self._absences.pop(model, None)
+
+    def _columns(self, batch: list[Ask]) -> ChainColumns:
+        chains = [ask.chains for ask in batch]
+        references = list[str]()
+        if batch[0].checks:  # a reward model never sees the right answer
+            of_job = [self._references.get(ask.job_id, {}) for ask in batch]
+            trees = [each.tree_id.tolist() for each in chains]
+            references = [known.get(tree, "") for known, mine in zip(of_job, trees, strict=True) for tree in mine]
+        return ChainColumns(
+            np.concatenate([each.text for each in chains]),
+            np.concatenate([each.text_count for each in chains]),
+            np.concatenate([each.length for each in chains]),
+            references,
+        )
+
+    def _put_back(self, batch: list[Ask], error: VerifierError) -> None:
+        """The model is away or overloaded: leave it alone for a while, and give up what has waited for too long."""
+        model, now_s = batch[0].model, self._now_s()
+        absence = self._absences.setdefault(model, Absence(now_s, now_s, "", failures=0))
+        absence.reason = str(error)
+        if now_s >= absence.until_s:  # else it is another call's failure, of the same moment
+            pause_s = PAUSE_S * 2 ** min(absence.failures, DOUBLINGS_MAX) * (1 + self._chance()) / 2
+            advice_s = error.retry_delay_ms / 1000 if isinstance(error, OverloadedError) else 0.0
+            absence.until_s = now_s + max(pause_s, advice_s)
+            absence.failures += 1
+            log.warning("%d chains of job %s wait for %s: %s", sum(map(len, batch)), jobs_of(batch), model, error)
+        waiting, lost = deque[Ask](), list[Ask]()
+        for ask in flatten(batch, self._waiting):
+            late = ask.model == model and now_s - max(ask.added_s, absence.since_s) > ABSENCE_S_MAX
+            (lost if late else waiting).append(ask)
+        self._waiting = waiting
+        self._give_up(lost, absence.reason)
 
     def _give_up(self, batch: list[Ask], why: str) -> None:
         for ask in batch:
@@ -121,24 +218,24 @@ class Scoring:
             else:
                 self._post(StepsLost(chains.hint, chains.tree_id, chains.node_id, chains.attempt, f"not scored: {why}"))
 
-    def _answer(self, ask: Ask, found: list[ChainScores]) -> None:
-        chains = ask.chains
-        if ask.checks:
-            verdicts = [_verdict(scores) for scores in found]
-            self._post(AnswersChecked(chains.tree_id, np.array(verdicts, np.uint8)))
-            return
-        scores = [score.scores or [np.nan] * count for score, count in zip(found, chains.length.tolist(), strict=True)]
-        message = next((score.message for score in found if not score.scores), "")
-        flat = np.concatenate([np.array(each, np.float32) for each in scores])
-        self._post(StepsScored(chains.hint, chains.tree_id, chains.node_id, flat, chains.length, message))
+    def _check(self, batch: list[Ask], scores: NDArray[np.float32]) -> None:
+        """Tell what the last scores of the chains mean."""
+        right = np.where(scores >= ACCEPTED, Verdict.CORRECT, Verdict.WRONG)
+        verdicts = np.where(np.isnan(scores), Verdict.UNKNOWN, right).astype(np.uint8)
+        at = 0
+        for ask in batch:
+            self._post(AnswersChecked(ask.chains.tree_id, verdicts[at : at + len(ask)]))
+            at += len(ask)
+
+    def _score(self, batch: list[Ask], chains: ChainColumns, scores: ColumnScores) -> None:
+        at = 0
+        for ask in batch:
+            mine, named = scores.part(chains, at, at + len(ask)), ask.chains
+            at += len(ask)
+            message = mine.faults[0].message if mine.faults else ""
+            self._post(StepsScored(named.hint, named.tree_id, named.node_id, mine.scores, named.length, message))
 
 
 def jobs_of(batch: list[Ask]) -> str:
     """The jobs whose chains these are, for people."""
     return ", ".join(sorted({ask.job_id for ask in batch}))
-
-
-def _verdict(found: ChainScores) -> Verdict:
-    if not found.scores:
-        return Verdict.UNKNOWN
-    return Verdict.CORRECT if found.scores[-1] >= ACCEPTED else Verdict.WRONG

@@ -1,9 +1,11 @@
 """What a backend is."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
 from ramify.verifier.chains import Chain, ChainScores
+from ramify.verifier.columns import ChainColumns, ColumnScores
 
 
 class Scorer(Protocol):
@@ -21,7 +23,7 @@ class Scorer(Protocol):
 
     @property
     def backend(self) -> str:
-        """What runs it: "onnx" or "rule"."""
+        """What runs it: "onnx", "rule" or "simulated"."""
         ...
 
     @property
@@ -30,8 +32,8 @@ class Scorer(Protocol):
         ...
 
     @property
-    def batch_chars_max(self) -> int:
-        """Characters of problem and steps that are worth one call; a chain that is longer goes alone."""
+    def batch_bytes_max(self) -> int:
+        """Bytes of problems and steps that are worth one call; a chain that is longer goes alone."""
         ...
 
     @property
@@ -39,9 +41,24 @@ class Scorer(Protocol):
         """How long an idle model gains by waiting for a fuller batch."""
         ...
 
-    def score(self, chains: Sequence[Chain]) -> list[ChainScores]:
-        """The scores of each chain, in order. Blocks: called in a worker thread, one call at a time.
+    def score_columns(self, chains: ChainColumns) -> ColumnScores:
+        """The scores of a batch. Blocks: called in a worker thread, one call at a time.
 
-        What is wrong with one chain is in its `ChainScores`; an exception fails them all.
+        What is wrong with one chain is a fault of its own; an exception fails them all.
         """
         ...
+
+
+class ChainScorer(ABC):
+    """A base of scorers that look at one chain at a time and not at columns."""
+
+    @abstractmethod
+    def score(self, chains: Sequence[Chain]) -> list[ChainScores]:
+        """The scores of each chain, in order. Blocks, and fails, as `Scorer.score_columns`."""
+
+    def score_columns(self, chains: ChainColumns) -> ColumnScores:
+        """See `Scorer`. Scores each distinct chain once: children that were sampled alike often share a batch."""
+        each = chains.chains()
+        unique = list(dict.fromkeys(each))
+        found = dict(zip(unique, self.score(unique), strict=True))
+        return ColumnScores.of([found[chain] for chain in each], chains)

@@ -24,6 +24,7 @@ import numpy as np
 import onnxruntime as ort
 from tokenizers import Tokenizer
 
+from ramify.verifier.backends.base import ChainScorer
 from ramify.verifier.chains import NO_STEP, Chain, ChainError, ChainScores
 from ramify.verifier.errors import StartupError
 
@@ -45,7 +46,7 @@ class _Row:
     ends: list[int]
 
 
-class OnnxScorer:
+class OnnxScorer(ChainScorer):
     """See the module.
 
     Args:
@@ -58,7 +59,7 @@ class OnnxScorer:
     """
 
     backend = "onnx"
-    batch_chars_max = 8_192
+    batch_bytes_max = 8_192
     batch_wait_ms_max = 2.0
 
     def __init__(self, name: str, folder: Path, *, threads: int = 1) -> None:
@@ -80,7 +81,7 @@ class OnnxScorer:
             raise StartupError(f"model '{name}': cannot load the folder '{folder}': {error}") from error
 
     def score(self, chains: Sequence[Chain]) -> list[ChainScores]:
-        """See `Scorer`."""
+        """See `ChainScorer`."""
         found: list[ChainScores | None] = []
         rows: dict[int, list[tuple[int, _Row]]] = defaultdict(list)
         for index, chain in enumerate(chains):

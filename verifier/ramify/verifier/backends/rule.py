@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 
+from ramify.verifier.backends.base import ChainScorer
 from ramify.verifier.chains import NO_STEP, Chain, ChainError, ChainScores
 from ramify.verifier.errors import ProblemError
 from ramify.verifier.rules import Rule
 
 
-class RuleScorer:
+class RuleScorer(ChainScorer):
     """Scores with a rule, chain by chain: a batch gains nothing but fewer thread switches."""
 
     backend = "rule"
     context_tokens_max = 0
-    batch_chars_max = 1 << 18
+    batch_bytes_max = 1 << 18
     batch_wait_ms_max = 0.0
 
     def __init__(self, rule: Rule) -> None:
@@ -29,7 +30,7 @@ class RuleScorer:
         return self._rule.revision
 
     def score(self, chains: Sequence[Chain]) -> list[ChainScores]:
-        """See `Scorer`."""
+        """See `ChainScorer`."""
         return [self._score(chain) for chain in chains]
 
     def _score(self, chain: Chain) -> ChainScores:
