@@ -11,10 +11,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from ramify.store.errors import (
     CannotOpen,
     Conflict,
+    Contention,
+    DiskFull,
     Fenced,
     JobNotFound,
     ProblemNotFound,
+    StoreBusy,
     StoreError,
+    StoreOutage,
+    StoreUnavailable,
     UploadEnded,
     UploadError,
 )
@@ -60,7 +65,13 @@ STATUS: Mapping[type[Exception], grpc.StatusCode] = MappingProxyType(
         UploadIdle: grpc.StatusCode.UNAVAILABLE,  # which clients answer by taking the upload up again
         Stopping: grpc.StatusCode.UNAVAILABLE,
         TooManyCalls: grpc.StatusCode.RESOURCE_EXHAUSTED,
-        SQLAlchemyError: grpc.StatusCode.UNAVAILABLE,  # the database is down, full or too busy
+        # Clients try again by themselves what is UNAVAILABLE; a full disk waits for somebody.
+        StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
+        StoreBusy: grpc.StatusCode.UNAVAILABLE,
+        Contention: grpc.StatusCode.UNAVAILABLE,
+        DiskFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+        StoreOutage: grpc.StatusCode.UNAVAILABLE,
+        SQLAlchemyError: grpc.StatusCode.UNAVAILABLE,  # what the database fails with otherwise
         # These have no caller: a gateway holds no slots, and does not serve before it listens and its store is open.
         Fenced: grpc.StatusCode.INTERNAL,
         CannotListen: grpc.StatusCode.INTERNAL,

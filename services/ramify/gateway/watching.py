@@ -7,16 +7,22 @@ from collections.abc import Iterable
 from ramify.gateway.errors import Stopping
 from ramify.store.errors import StoreError
 from ramify.store.jobs import History, Jobs
+from ramify.store.wakeup import Channel, Listener, Wakeups
 
-Place = tuple[str, int]  # job and cursor
+Waiting = set[asyncio.Future[History]]
 
 
 class Pulse:
-    """Looks every `poll_s` seconds, while anybody waits."""
+    """Looks while anybody waits: where the store tells of events, as soon as it does, and else every `poll_s` seconds.
+
+    In any case looks are `poll_s` apart, whatever the number of events.
+    """
 
     def __init__(self, jobs: Jobs, poll_s: float) -> None:
         self._jobs, self._poll_s = jobs, poll_s
-        self._waiting: defaultdict[Place, set[asyncio.Future[History]]] = defaultdict(set)
+        self._wakeups = Wakeups(jobs.database, Channel.EVENTS)
+        self._waiting: defaultdict[str, defaultdict[int, Waiting]] = defaultdict(lambda: defaultdict(set))  # by job and cursor
+        self._events: Listener | None = None
         self._look: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -26,21 +32,20 @@ class Pulse:
         Raises:
             JobNotFound: the job is gone.
             Stopping: the gateway stops.
-            SQLAlchemyError: the store does not answer.
+            StoreOutage: the store does not answer.
         """
         if self._stopping:
             raise _stopping()
-        place = (job_id, cursor)
         found: asyncio.Future[History] = asyncio.get_running_loop().create_future()
-        self._waiting[place].add(found)
+        self._waiting[job_id][cursor].add(found)
         if self._look is None or self._look.done():
             self._look = asyncio.create_task(self._run(), name="watch")
+        elif self._events is not None:
+            self._events.wake()  # an event may have been told between the caller's own look and now
         try:
             return await found
         finally:
-            self._waiting[place].discard(found)
-            if not self._waiting[place]:
-                del self._waiting[place]
+            self._leave(job_id, cursor, found)
 
     def stop(self) -> None:
         """Send everybody away."""
@@ -49,32 +54,50 @@ class Pulse:
             self._look.cancel()
         self._fail(_stopping())
 
+    def _leave(self, job_id: str, cursor: int, found: asyncio.Future[History]) -> None:
+        of_job = self._waiting[job_id]
+        of_job[cursor].discard(found)
+        if not of_job[cursor]:
+            del of_job[cursor]
+        if not of_job:
+            del self._waiting[job_id]
+
     async def _run(self) -> None:
         try:
-            while self._waiting:
-                await asyncio.sleep(self._poll_s)
-                places = list(self._waiting)
-                cursors = await self._jobs.cursors({job_id for job_id, _ in places})
-                for job_id, cursor in places:
-                    if cursors.get(job_id) != cursor:  # it went on, or is gone
-                        await self._answer((job_id, cursor))
+            with self._wakeups.listener(Channel.EVENTS, wanted=self._waiting.__contains__) as self._events:
+                self._events.wake()
+                while self._waiting:
+                    await self._events.wait(0)
+                    await self._answer_all()
+                    await asyncio.sleep(self._poll_s)
         except Exception as error:
             self._fail(error)
 
-    async def _answer(self, place: Place) -> None:
+    async def _answer_all(self) -> None:
+        places = [(job_id, cursor) for job_id, of_job in self._waiting.items() for cursor in of_job]
+        cursors = await self._jobs.cursors({job_id for job_id, _ in places})
+        for job_id, cursor in places:
+            if cursors.get(job_id) != cursor:  # it went on, or is gone
+                await self._answer(job_id, cursor)
+
+    async def _answer(self, job_id: str, cursor: int) -> None:
         try:
-            history = await self._jobs.history(*place)
+            history = await self._jobs.history(job_id, cursor)
         except StoreError as error:
-            for found in _open(self._waiting.get(place, ())):
+            for found in _open(self._at(job_id, cursor)):
                 found.set_exception(error)
         else:
-            for found in _open(self._waiting.get(place, ())):
+            for found in _open(self._at(job_id, cursor)):
                 found.set_result(history)
 
+    def _at(self, job_id: str, cursor: int) -> Iterable[asyncio.Future[History]]:
+        return self._waiting[job_id][cursor] if cursor in self._waiting.get(job_id, ()) else ()
+
     def _fail(self, error: Exception) -> None:
-        for place in self._waiting.values():
-            for found in _open(place):
-                found.set_exception(error)
+        for of_job in self._waiting.values():
+            for waiting in of_job.values():
+                for found in _open(waiting):
+                    found.set_exception(error)
 
 
 def _open(futures: Iterable[asyncio.Future[History]]) -> list[asyncio.Future[History]]:

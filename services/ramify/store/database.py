@@ -1,29 +1,89 @@
 """The connection: one code path for SQLite and PostgreSQL above the dialect line, which is here."""
 
 import asyncio
+import contextlib
 import functools
+import os
+import socket
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from enum import IntEnum
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import alembic.command
+import tenacity
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import Connection, event
+from sqlalchemy import URL, Connection, event, func, select
+from sqlalchemy.dialects.postgresql import insert as insert_postgresql
+from sqlalchemy.dialects.sqlite import insert as insert_sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from ramify.store.errors import CannotOpen
+from ramify.store.errors import CannotOpen, Contention
+from ramify.store.failures import reason, translated
+from ramify.store.wakeup import announce, forget
 
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection as PsycopgConnection
+
+POOL_SIZE = 8  # connections that are kept open
+POOL_OVERFLOW = 8  # more of them, for as long as they are needed
+POOL_WAIT_S = 10.0  # how long a call waits for one
+TRIES_MAX = 5  # of a transaction that another one keeps undoing
 BUSY_MS = 30_000  # how long a SQLite writer waits for another one
 WAL_RETRY_MS = 10
+
+# PostgreSQL's bounds. A shard that stands still within a transaction keeps its locks for IDLE_MS: less than a lease, so that its
+# successor never waits for them; less than LOCK_MS, so that nobody else fails for them.
+CONNECT_S = 5
+IDLE_MS = 5_000  # between two statements of a transaction
+LOCK_MS = 10_000  # of waiting for a lock
+STATEMENT_MS = 30_000
+# A peer that is gone without a word, host and all, is found out by the system: ours by us, we by the server.
+KEEPALIVE_S = 10  # of silence, until the first of
+KEEPALIVES = 3  # questions, each
+KEEPALIVE_EVERY_S = 5  # after the other
+UNACKNOWLEDGED_MS = 25_000  # the same for what was sent
+
+_CLIENT = {
+    "connect_timeout": CONNECT_S,
+    "keepalives_idle": KEEPALIVE_S,
+    "keepalives_interval": KEEPALIVE_EVERY_S,
+    "keepalives_count": KEEPALIVES,
+    "tcp_user_timeout": UNACKNOWLEDGED_MS,
+}
+_SESSION = {
+    "statement_timeout": STATEMENT_MS,
+    "lock_timeout": LOCK_MS,
+    "idle_in_transaction_session_timeout": IDLE_MS,
+    "tcp_keepalives_idle": KEEPALIVE_S,
+    "tcp_keepalives_interval": KEEPALIVE_EVERY_S,
+    "tcp_keepalives_count": KEEPALIVES,
+}
+_POOL = {"pool_size": POOL_SIZE, "max_overflow": POOL_OVERFLOW, "pool_timeout": POOL_WAIT_S}
+_SQLITE = "sqlite+aiosqlite"
+_ENGINE: dict[str, dict[str, Any]] = {
+    _SQLITE: {},
+    "postgresql+psycopg": {
+        "pool_pre_ping": True,  # what a restart has left in the pool is found out before it is used
+        "isolation_level": "READ COMMITTED",  # whatever the server's default
+    },
+}
+
 EXAMPLES = "sqlite+aiosqlite:////var/lib/ramify/state.db or postgresql+psycopg://user:password@host/database"
 
 _WRITES = "ramify_writes"
-_WRITE_LOCK = 0x72616D696679  # PostgreSQL knows the lock by this number
+
+
+class Lock(IntEnum):
+    """Locks of the whole store, by the numbers by which PostgreSQL knows them."""
+
+    MIGRATION = 0x72616D696679
+    MODELS = 0x72616D69667A
 
 
 class Database:
@@ -32,44 +92,79 @@ class Database:
     def __init__(self, url: str) -> None:
         """Open `url`, e.g. `sqlite+aiosqlite:////var/lib/ramify/state.db`; connects on first use.
 
+        Of PostgreSQL, libpq's own parameters may follow after a `?` and go before ours.
+
         Raises:
             CannotOpen: the URL is not one of a database that we know.
         """
         self.url = url
         try:
-            self.engine: AsyncEngine = create_async_engine(url)
-        except (SQLAlchemyError, ImportError, ValueError) as error:
-            raise CannotOpen(f"this is no store that can be opened ({_reason(error)}); give one like {EXAMPLES}") from error
-        self._sqlite = self.engine.dialect.name == "sqlite"
+            parsed = make_url(url)
+            kind = f"{parsed.get_backend_name()}+{parsed.get_driver_name()}"
+            self.engine: AsyncEngine = create_async_engine(
+                parsed, **_POOL, **_ENGINE.get(kind, {}), connect_args=_arguments(parsed)
+            )
+        except (SQLAlchemyError, ImportError, ValueError, TypeError) as error:
+            raise CannotOpen(f"this is no store that can be opened ({reason(error)}); give one like {EXAMPLES}") from error
+        if kind not in _ENGINE:
+            raise CannotOpen(f"{kind} is no store that Ramify knows; give one like {EXAMPLES}")
+        self._sqlite = kind == _SQLITE
         self.running: set[asyncio.Task[Any]] = set()  # transactions, see `to_its_end`
-        self._one_writer = asyncio.Lock()  # within a process tasks queue here, not in the database
+        self._background: set[asyncio.Task[None]] = set()
+        self._one_writer = asyncio.Lock()  # SQLite has one at a time: within a process tasks queue here, not in the database
         if self._sqlite:
             event.listen(self.engine.sync_engine, "connect", _set_up_sqlite)
             event.listen(self.engine.sync_engine, "begin", _begin_sqlite)
-        elif self.engine.dialect.name == "postgresql":
-            event.listen(self.engine.sync_engine, "begin", _begin_postgresql)
-        else:
-            raise CannotOpen(f"{self.engine.dialect.name} is no store that Ramify knows; give one like {EXAMPLES}")
+
+    @property
+    def tells(self) -> bool:
+        """Whether it tells of changes; see `wakeup`."""
+        return not self._sqlite
+
+    async def past_the_pool(self) -> "PsycopgConnection[Any]":
+        """A connection for the caller alone, in autocommit mode; only of a database that `tells`. Raises `psycopg.Error`."""
+        from psycopg import AsyncConnection  # an extra, which SQLite does without
+
+        _, arguments = self.engine.dialect.create_connect_args(self.engine.url)
+        return await AsyncConnection.connect(**{**arguments, **_arguments(self.engine.url)}, autocommit=True)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """One consistent view, which a writer neither changes nor waits for."""
-        async with self.engine.connect() as connection:
-            if not self._sqlite:  # whose readers always have one view
-                await connection.execution_options(isolation_level="REPEATABLE READ")
-            yield connection
+        """One consistent view, which a writer neither changes nor waits for.
+
+        Raises:
+            StoreOutage: the database can't now.
+        """
+        with translated():
+            async with self.engine.connect() as connection:
+                if not self._sqlite:  # whose readers always have one view
+                    await connection.execution_options(isolation_level="REPEATABLE READ")
+                yield connection
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """One transaction: durable when the block ends, undone when it raises.
 
-        There is one writer at a time, whatever the database and the number of processes: what a transaction has read still
-        holds when it writes.
+        On PostgreSQL transactions run at once, each statement sees what is committed when it starts: whoever writes what
+        follows from a row that it has read must have read it `with_for_update`. Rows of `jobs` are locked before what belongs to
+        them, and several of them by rising `number`. On SQLite there is one writer at a time, and nothing to be locked.
+
+        Raises:
+            StoreOutage: the database can't now.
         """
-        async with self._one_writer, self.engine.connect() as connection:
+        with translated():
+            async with self._writing() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def _writing(self) -> AsyncIterator[AsyncConnection]:
+        turn: AbstractAsyncContextManager[Any] = self._one_writer if self._sqlite else contextlib.nullcontext()
+        async with turn, self.engine.connect() as connection:
+            forget(connection)
             await connection.execution_options(**{_WRITES: True})
             async with connection.begin():
                 yield connection
+            await announce(connection)
 
     async def migrate(self) -> None:
         """Bring the tables up to date; creates SQLite's file and the tables if there are none. Safe to call at once.
@@ -81,16 +176,38 @@ class Database:
         try:
             if self._sqlite and url.database:
                 Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-            async with self.write() as connection:
+            async with self._writing() as connection:
+                if not self._sqlite:  # to change a large table takes its time, and so does to wait for who does it
+                    await connection.exec_driver_sql("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
+                await take(connection, Lock.MIGRATION)
                 await connection.run_sync(_upgrade)
         except (SQLAlchemyError, CommandError, OSError) as error:
             await self.close()
-            raise CannotOpen(f"the store {url.render_as_string(hide_password=True)} can't be used: {_reason(error)}") from error
+            raise CannotOpen(f"the store {url.render_as_string(hide_password=True)} can't be used: {reason(error)}") from error
+
+    def in_background(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run something until `close`."""
+        task = asyncio.create_task(coroutine)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def close(self) -> None:
         """Let the transactions that run come to their end, and close every connection."""
-        await asyncio.gather(*self.running, return_exceptions=True)
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self.running, *self._background, return_exceptions=True)
         await self.engine.dispose()
+
+
+async def take(connection: AsyncConnection, lock: Lock) -> None:
+    """Hold a lock to the end of the transaction; on SQLite every writer holds them all."""
+    if connection.dialect.name == "postgresql":
+        await connection.execute(select(func.pg_advisory_xact_lock(lock.value)))
+
+
+def insert_new(connection: AsyncConnection, table: Any) -> Any:
+    """INSERT that leaves out what is there already; waits for who is inserting the same. Not standard SQL."""
+    return (insert_sqlite if connection.dialect.name == "sqlite" else insert_postgresql)(table).on_conflict_do_nothing()
 
 
 class OnDatabase(Protocol):
@@ -111,10 +228,19 @@ def to_its_end(
 
     A client that leaves cancels its call at any statement. The driver then forgets a statement of which SQLite may still hold
     the results, and with them the lock of the whole database, until the garbage is collected.
+
+    One that PostgreSQL has undone because another stood in its way (a deadlock) starts again, up to `TRIES_MAX` times: so the
+    method must change nothing but the database before it has committed.
     """
+    again = tenacity.retry(
+        retry=tenacity.retry_if_exception_type(Contention),
+        stop=tenacity.stop_after_attempt(TRIES_MAX),
+        wait=tenacity.wait_random(max=0.1),  # seconds
+        reraise=True,
+    )(method)
 
     async def run(self: _Self, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        task = asyncio.create_task(method(self, *args, **kwargs))
+        task = asyncio.create_task(again(self, *args, **kwargs))
         self.database.running.add(task)
         task.add_done_callback(self.database.running.discard)
         try:
@@ -126,9 +252,16 @@ def to_its_end(
     return functools.update_wrapper(run, method)
 
 
-def _reason(error: Exception) -> str:
-    """What went wrong, without the statement and the links that SQLAlchemy adds."""
-    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0] or type(error).__name__
+def _arguments(url: URL) -> dict[str, Any]:
+    """How to connect: what `url` says, and for the rest our bounds. None for SQLite."""
+    if url.get_backend_name() != "postgresql":
+        return {}
+    given = url.normalized_query
+    ours = {**_CLIENT, "application_name": f"ramify {socket.gethostname()} {os.getpid()}"}
+    arguments = {name: value for name, value in ours.items() if name not in given}
+    options = [f"-c{name}={value}" for name, value in _SESSION.items()]
+    arguments["options"] = " ".join([*options, *given.get("options", ())])  # of two of a name the last one counts
+    return arguments
 
 
 def _upgrade(connection: Connection) -> None:
@@ -165,8 +298,3 @@ def _begin_sqlite(connection: Connection) -> None:
     # A writer takes the lock at once: one that began as a reader could not wait for it, only fail.
     writes = connection.get_execution_options().get(_WRITES, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-def _begin_postgresql(connection: Connection) -> None:
-    if connection.get_execution_options().get(_WRITES, False):
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITE_LOCK})")

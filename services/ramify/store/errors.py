@@ -1,12 +1,38 @@
 """Errors of the store."""
 
+from sqlalchemy.exc import SQLAlchemyError
+
 
 class StoreError(Exception):
-    """Base of every error that the store raises. What the database itself fails with comes through as `SQLAlchemyError`."""
+    """Base of every error that the store raises. What else the database fails with comes through as `SQLAlchemyError`."""
 
 
 class CannotOpen(StoreError):
     """The store's URL is wrong, or nothing that we can work with is there; the operator's fault."""
+
+
+class StoreOutage(StoreError, SQLAlchemyError):
+    """The store can't do it now: the same call may succeed later, and is safe to repeat.
+
+    It is unknown whether a write has happened if the connection broke at its end. Also a `SQLAlchemyError`, which is what a
+    caller catches who wants to try again whatever the database has failed with.
+    """
+
+
+class StoreUnavailable(StoreOutage):
+    """The database can't be reached, or has ended the connection."""
+
+
+class StoreBusy(StoreOutage):
+    """No connection was free, or others have held what was needed, for as long as a call may wait."""
+
+
+class Contention(StoreBusy):
+    """Two transactions stood in each other's way, and this one was undone. `to_its_end` tries again before anybody sees it."""
+
+
+class DiskFull(StoreOutage):
+    """The database has no space left; the operator's fault. Once there is some, all goes on."""
 
 
 class JobNotFound(StoreError):

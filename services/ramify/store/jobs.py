@@ -10,11 +10,12 @@ from sqlalchemy import Row, and_, insert, select
 from ramify.scheduler.commands import NodeRows
 from ramify.scheduler.forest.ids import tree_ids
 from ramify.store.clock import now_ms
-from ramify.store.database import Database, to_its_end
+from ramify.store.database import Database, Lock, take, to_its_end
 from ramify.store.errors import ProblemNotFound
 from ramify.store.rows import FINAL, change_and_record, job_message, job_row, problem_message
 from ramify.store.schema import events, jobs, models, problems, results
 from ramify.store.trees import read_trees
+from ramify.store.wakeup import Channel, notify
 from ramify.v1 import job_pb2
 
 EVENTS_A_READ = 1000
@@ -85,9 +86,10 @@ class Jobs:
     async def cancel(self, job_id: str) -> job_pb2.Job:
         """End a job early; one that has ended stays as it is. Raises `JobNotFound`."""
         async with self.database.write() as connection:
-            row = await job_row(connection, job_id)
+            row = await job_row(connection, job_id, lock=True)
             if row.state not in FINAL:
                 row = await change_and_record(connection, row.number, state=job_pb2.JOB_STATE_CANCELLED, finished_ms=now_ms())
+                await notify(connection, Channel.JOBS, job_id)
             return job_message(row)
 
     @to_its_end
@@ -147,6 +149,7 @@ class Jobs:
     async def put_models(self, rows: Sequence[ModelRow]) -> None:
         """Say which models the system has from now on."""
         async with self.database.write() as connection:
+            await take(connection, Lock.MODELS)  # of two calls at once one must win, whole
             await connection.execute(models.delete())
             if rows:
                 await connection.execute(insert(models), [asdict(row) for row in rows])

@@ -3,12 +3,13 @@
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, Select, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ramify.store.clock import now_ms
 from ramify.store.errors import JobNotFound
 from ramify.store.schema import events, jobs
+from ramify.store.wakeup import Channel, notify
 from ramify.v1 import job_pb2
 
 FINAL = (job_pb2.JOB_STATE_DONE, job_pb2.JOB_STATE_CANCELLED)
@@ -16,25 +17,35 @@ FINAL = (job_pb2.JOB_STATE_DONE, job_pb2.JOB_STATE_CANCELLED)
 JobRow = Row[Any]
 
 
-async def job_row(connection: AsyncConnection, job_id: str) -> JobRow:
-    """The row of a job. Raises `JobNotFound`."""
-    row = (await connection.execute(select(jobs).where(jobs.c.job_id == job_id))).one_or_none()
+async def job_row(connection: AsyncConnection, job_id: str, *, lock: bool = False) -> JobRow:
+    """The row of a job; with `lock`, nobody else changes it until the transaction ends. Raises `JobNotFound`."""
+    query = select(jobs).where(jobs.c.job_id == job_id)
+    row = (await connection.execute(locked(query) if lock else query)).one_or_none()
     if row is None:
         raise JobNotFound(f"there is no job {job_id!r}; `ramify jobs` lists those that there are")
     return row
 
 
+def locked(query: Select[Any]) -> Select[Any]:
+    """The query of rows of `jobs`, as one that locks them to the end of the transaction and sees them as they are then.
+
+    Not against rows of other tables that refer to them. SQLite needs no locks: its one writer has all.
+    """
+    return query.with_for_update(key_share=True)
+
+
 async def change(connection: AsyncConnection, number: int, **values: Any) -> JobRow:
-    """Change a job; its row afterwards."""
+    """Change a job whose row is locked; its row afterwards."""
     changed: JobRow = (await connection.execute(update(jobs).where(jobs.c.number == number).values(values).returning(jobs))).one()
     return changed
 
 
 async def change_and_record(connection: AsyncConnection, number: int, **values: Any) -> JobRow:
-    """Change a job and write its state and counters into its history; its row afterwards."""
+    """Change a job whose row is locked and write its state and counters into its history; its row afterwards."""
     row = await change(connection, number, cursor=jobs.c.cursor + 1, **values)
     event = job_pb2.JobEvent(cursor=row.cursor, time=timestamp(now_ms()), state=row.state, progress=progress_message(row))
     await connection.execute(insert(events).values(job=number, cursor=row.cursor, body=event.SerializeToString()))
+    await notify(connection, Channel.EVENTS, row.job_id)
     return row
 
 

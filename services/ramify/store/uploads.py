@@ -11,10 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ramify.scheduler.forest.ids import tree_ids
 from ramify.store.clock import now_ms
-from ramify.store.database import Database, to_its_end
-from ramify.store.errors import Conflict, JobNotFound, UploadEnded, UploadError
-from ramify.store.rows import JobRow, change, change_and_record, job_message, job_row, problem_message
+from ramify.store.database import Database, insert_new, to_its_end
+from ramify.store.errors import Conflict, Contention, JobNotFound, UploadEnded, UploadError
+from ramify.store.rows import JobRow, change, change_and_record, job_message, job_row, locked, problem_message
 from ramify.store.schema import SLOTS, jobs, problems, segments
+from ramify.store.wakeup import Channel, notify
 from ramify.v1 import job_pb2
 
 KEPT_MS = 24 * 3600 * 1000  # an upload that nobody goes on with is given up after this
@@ -82,10 +83,14 @@ class Uploads:
         """
         body = _body(asked)
         async with self.database.write() as connection:
-            row = await _of_request(connection, request_id, body)
+            row = await _of_request(connection, request_id, body, lock=True)
             if row is None:
                 await self._expire(connection)
                 row = await self._insert(connection, request_id, body, filled, call)
+            if row is None:  # another call was faster: its job is there by now
+                row = await _of_request(connection, request_id, body, lock=True)
+            if row is None:
+                raise Contention(f"the job of request_id {request_id!r} was made and undone by another call meanwhile: try again")
             return job_message(await self._store(connection, row, chunk, call))
 
     @to_its_end
@@ -101,7 +106,7 @@ class Uploads:
         """
         async with self.database.write() as connection:
             try:
-                row = await job_row(connection, job_id)
+                row = await job_row(connection, job_id, lock=True)
             except JobNotFound as error:
                 raise UploadEnded(
                     f"the upload of job {job_id} was undone by another call with the same request_id, or expired: start again"
@@ -117,7 +122,8 @@ class Uploads:
 
     async def _insert(
         self, connection: AsyncConnection, request_id: str, body: bytes, filled: job_pb2.JobSpec, call: str
-    ) -> JobRow:
+    ) -> JobRow | None:
+        """The row of the new job, or None if there is one of the request by now."""
         now = self._clock_ms()
         values = {
             "job_id": secrets.token_hex(8),
@@ -130,7 +136,8 @@ class Uploads:
             "touched_ms": now,
             "created_ms": now,
         }
-        row: JobRow = (await connection.execute(insert(jobs).values(values).returning(jobs))).one()
+        new = insert_new(connection, jobs).values(values).returning(jobs)
+        row: JobRow | None = (await connection.execute(new)).one_or_none()
         return row
 
     async def _store(self, connection: AsyncConnection, row: JobRow, chunk: Chunk, call: str) -> JobRow:
@@ -150,6 +157,7 @@ class Uploads:
         if row.problems_total + len(new) == 0:
             raise UploadError("a job needs at least one problem: send some before `last`, or with it")
         changes |= {"state": job_pb2.JOB_STATE_RUNNING, "started_ms": self._clock_ms()}
+        await notify(connection, Channel.JOBS, row.job_id)
         return await change_and_record(connection, row.number, **changes)
 
     async def _expire(self, connection: AsyncConnection) -> None:
@@ -159,16 +167,19 @@ class Uploads:
             .where(jobs.c.state == job_pb2.JOB_STATE_UPLOADING, jobs.c.touched_ms < self._clock_ms() - KEPT_MS)
             .order_by(jobs.c.number)
             .limit(1)
+            .with_for_update(skip_locked=True)  # somebody goes on with it just now, or undoes it
         )
-        await connection.execute(jobs.delete().where(jobs.c.number == stale.scalar_subquery()))
+        if (number := await connection.scalar(stale)) is not None:
+            await connection.execute(jobs.delete().where(jobs.c.number == number))
 
 
 def _body(asked: job_pb2.JobSpec) -> bytes:
     return asked.SerializeToString(deterministic=True)
 
 
-async def _of_request(connection: AsyncConnection, request_id: str, body: bytes) -> JobRow | None:
-    row = (await connection.execute(select(jobs).where(jobs.c.request_id == request_id))).one_or_none()
+async def _of_request(connection: AsyncConnection, request_id: str, body: bytes, *, lock: bool = False) -> JobRow | None:
+    query = select(jobs).where(jobs.c.request_id == request_id)
+    row = (await connection.execute(locked(query) if lock else query)).one_or_none()
     if row is not None and row.spec_asked != body:
         raise Conflict(
             f"request_id {request_id!r} was used for job {row.job_id} with another spec; give that one, or take a new id"

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, event, inspect, text
 from ramify.store.database import Database
 from ramify.store.errors import CannotOpen
 from ramify.store.jobs import Jobs
+from ramify.store.rows import change, job_row
 from ramify.store.schema import metadata
 from ramify.store.uploads import Uploads
 from ramify.v1 import job_pb2
@@ -132,13 +133,13 @@ async def test_a_reader_sees_one_state_while_a_writer_writes(database: Database)
 
 async def test_writers_take_turns(database: Database) -> None:
     """Each reads and then writes what it has read, plus one."""
-    await running_job(database)
+    job_id = (await running_job(database)).job_id
     databases = [database, Database(database.url), Database(database.url)]
 
     async def add_one(mine: Database) -> None:
         async with mine.write() as connection:
-            tokens = await connection.scalar(text("SELECT tokens FROM jobs")) or 0
-            await connection.execute(text("UPDATE jobs SET tokens = :tokens"), {"tokens": tokens + 1})
+            row = await job_row(connection, job_id, lock=True)
+            await change(connection, row.number, tokens=row.tokens + 1)
 
     await asyncio.gather(*(add_one(mine) for mine in databases for _ in range(10)))
     (job,), _ = await Jobs(database).page(1, None, 0)
