@@ -179,7 +179,7 @@ def _body(asked: job_pb2.JobSpec) -> bytes:
 
 async def _of_request(connection: AsyncConnection, request_id: str, body: bytes, *, lock: bool = False) -> JobRow | None:
     query = select(jobs).where(jobs.c.request_id == request_id)
-    row = (await connection.execute(locked(query) if lock else query)).one_or_none()
+    row: JobRow | None = (await connection.execute(locked(query) if lock else query)).one_or_none()
     if row is not None and row.spec_asked != body:
         raise Conflict(
             f"request_id {request_id!r} was used for job {row.job_id} with another spec; give that one, or take a new id"

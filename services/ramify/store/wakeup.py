@@ -144,7 +144,7 @@ class Wakeups:
             wait=tenacity.wait_random_exponential(multiplier=RECONNECT_S_MIN, max=RECONNECT_S_MAX),
         )
         while True:
-            connection = await again(self._connect)
+            connection: PsycopgConnection[Any] = await again(self._connect)
             try:
                 self._set(hears=True)
                 async with aclosing(connection.notifies()) as notices:
