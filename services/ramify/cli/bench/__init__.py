@@ -5,8 +5,10 @@ import typer
 from ramify.cli.bench.core import core
 from ramify.cli.bench.latency import latency
 from ramify.cli.bench.quality import quality
+from ramify.cli.bench.verifier import verifier
 
 app = typer.Typer(help="Measure. Each command prints one JSON object on its last line.", no_args_is_help=True)
 app.command()(quality)
 app.command()(core)
 app.command()(latency)
+app.command()(verifier)
