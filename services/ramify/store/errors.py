@@ -1,5 +1,7 @@
 """Errors of the store."""
 
+from collections.abc import Sequence
+
 from sqlalchemy.exc import SQLAlchemyError
 
 
@@ -56,4 +58,11 @@ class UploadEnded(StoreError):
 
 
 class Fenced(StoreError):
-    """The writer holds its slots no more: another one has claimed them. It must stop, and nothing was written."""
+    """The writer holds some of its slots no more: another one has claimed them. It must stop, and nothing was written."""
+
+    def __init__(self, owner: str, slots: Sequence[int]) -> None:
+        super().__init__(owner, slots)  # all that it takes to make another one, which is how it travels between processes
+        self.owner, self.slots = owner, tuple(slots)
+
+    def __str__(self) -> str:
+        return f"{self.owner} does not hold slots {', '.join(map(str, self.slots))} any more: another has taken over"

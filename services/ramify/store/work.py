@@ -1,35 +1,29 @@
 """Work as a shard knows it: slots to claim, problems that wait, commits, and what was committed before."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from sqlalchemy import and_, func, insert, select
-from sqlalchemy.dialects.postgresql import insert as insert_postgresql
-from sqlalchemy.dialects.sqlite import insert as insert_sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import and_, insert, select
 
-from ramify.scheduler.commands import Commit, JobDelta, NodeRows, TreeResult
-from ramify.scheduler.forest.ids import tree_ids
-from ramify.store import segments as codec
-from ramify.store.clock import now_ms
+from ramify.scheduler.commands import Commit
+from ramify.store import commits
+from ramify.store.clock import db_now_ms
 from ramify.store.database import Database, to_its_end
-from ramify.store.errors import Fenced
-from ramify.store.rows import change, change_and_record
-from ramify.store.schema import jobs, problems, results, segments, slots
-from ramify.store.trees import read_trees
+from ramify.store.leases import Beat, Claim, Clock, Report, Wait
+from ramify.store.recovery import Recovered, Restarted
+from ramify.store.schema import jobs, problems, results, slots
 from ramify.v1 import job_pb2
+
+__all__ = ["Beat", "Claim", "OpenJob", "Pins", "Recovered", "Report", "Restarted", "Swept", "Wait", "WaitingProblem", "Work"]
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """The right to work on some slots; good until another claim takes one of them."""
+class Pins:
+    """Revisions of models that a job keeps to; empty: none yet."""
 
-    owner: str
-    epoch: int
-    slots: tuple[int, ...]
+    generator: str = ""
+    verifier: str = ""
+    checker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +35,7 @@ class OpenJob:
     spec: job_pb2.JobSpec
     problems_total: int
     started_ms: int
-    segment_floor: int
+    pins: Pins
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +47,76 @@ class WaitingProblem:
     reference: str
 
 
-class Work:
-    """See the module."""
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a sweep has deleted."""
 
-    def __init__(self, database: Database) -> None:
+    segments: int
+    jobs: int
+
+
+class Work:
+    """See the module. Every method is one or more transactions that run to their end, though their caller be cancelled.
+
+    Any of them may raise `StoreOutage` (and `SQLAlchemyError`, which it is): the same call may then be made again. For one claim
+    one object is to be used, by one event loop: it remembers which trees of the claim's slots are open.
+    """
+
+    def __init__(self, database: Database, clock: Clock = db_now_ms) -> None:
+        """`clock`: the time on which leases are made and judged, in milliseconds; for tests."""
         self.database = database
+        self._clock = clock
+
+    # --- leases -----------------------------------------------------------------------------------------------------
 
     @to_its_end
-    async def claim(self, owner: str, wanted: Sequence[int]) -> Claim:
-        """Take slots over from whoever had them; the former owner's commits fail from now on.
+    async def beat(self, owner: str, ttl_ms: int, report: Report) -> Beat:
+        """Say that a shard is alive, and prolong the lease of every slot that it holds.
+
+        A lease that has ended, but whose slot nobody else has claimed, goes on. Shards that nobody has heard of for ten `ttl_ms`
+        are forgotten. A wait that begins or ends is told in its job's history.
 
         Args:
-            owner: name of the writer, up to 64 characters.
-            wanted: slots, each below `SLOTS`; no others are given up.
+            owner: name of the shard with its incarnation, up to 64 characters.
+            ttl_ms: the shard is alive, and holds its slots, for so long from now on.
+            report: what it tells.
         """
-        async with self.database.write() as connection:
-            epoch = 1 + (await connection.scalar(select(func.coalesce(func.max(slots.c.epoch), 0))) or 0)
+        raise NotImplementedError
+
+    @to_its_end
+    async def claim(self, owner: str, wanted: Sequence[int], ttl_ms: int) -> Claim:
+        """Take slots that are free, or whose lease has ended, or that an owner of the same shard's name holds.
+
+        Whoever had them can't write to them any more. Jobs that run are told where slots were taken over, or moved.
+
+        Args:
+            owner: see `beat`.
+            wanted: slots.
+            ttl_ms: length of the lease.
+
+        Returns:
+            The claim on those of `wanted` that could be taken: fewer, or none, if others hold them or are just at them.
+        """
+        async with self.database.write() as connection:  # TODO: leases
+            rows = (await connection.execute(select(slots).where(slots.c.slot.in_(wanted)).with_for_update())).all()
+            epochs = dict.fromkeys(wanted, 1) | {row.slot: row.epoch + 1 for row in rows}
             await connection.execute(slots.delete().where(slots.c.slot.in_(wanted)))
             if wanted:
-                await connection.execute(insert(slots), [{"slot": slot, "epoch": epoch, "owner": owner} for slot in wanted])
-        return Claim(owner, epoch, tuple(wanted))
+                values = [{"slot": slot, "epoch": epoch, "owner": owner} for slot, epoch in epochs.items()]
+                await connection.execute(insert(slots), values)
+        return Claim(owner, epochs)
+
+    @to_its_end
+    async def release(self, claim: Claim, slots: Sequence[int]) -> None:
+        """Give up slots, so that anybody may have them at once; of those that are the claim's no more nothing changes."""
+        raise NotImplementedError
+
+    @to_its_end
+    async def leave(self, owner: str) -> None:
+        """Take a shard off the list of those that are alive; what it holds stays its own to the end of the lease."""
+        raise NotImplementedError
+
+    # --- problems ---------------------------------------------------------------------------------------------------
 
     @to_its_end
     async def open_jobs(self) -> list[OpenJob]:
@@ -81,25 +125,18 @@ class Work:
         async with self.database.read() as connection:
             rows = (await connection.execute(query)).all()
         return [
-            OpenJob(
-                row.number,
-                row.job_id,
-                job_pb2.JobSpec.FromString(row.spec),
-                row.problems_total,
-                row.started_ms,
-                row.segment_floor,
-            )
+            OpenJob(row.number, row.job_id, job_pb2.JobSpec.FromString(row.spec), row.problems_total, row.started_ms, Pins())
             for row in rows
         ]
 
     @to_its_end
-    async def waiting(self, job: OpenJob, claim: Claim, after: int, limit: int) -> list[WaitingProblem]:
-        """Problems of the claimed slots without a result, by index above `after`."""
+    async def waiting(self, job: OpenJob, slots: Sequence[int], after: int, limit: int) -> list[WaitingProblem]:
+        """Up to `limit` problems of some slots without a result, by index above `after`."""
         done = and_(results.c.job == problems.c.job, results.c.index == problems.c.index)
         query = (
             select(problems.c.index, problems.c.prompt, problems.c.reference)
             .select_from(problems.outerjoin(results, done))
-            .where(problems.c.job == job.number, problems.c.index > after, problems.c.slot.in_(claim.slots))
+            .where(problems.c.job == job.number, problems.c.index > after, problems.c.slot.in_(slots))
             .where(results.c.job.is_(None))
             .order_by(problems.c.index)
             .limit(limit)
@@ -109,113 +146,83 @@ class Work:
         return [WaitingProblem(*row) for row in rows]
 
     @to_its_end
-    async def journal(self, job: OpenJob, indexes: NDArray[np.int64]) -> NodeRows:
-        """The committed steps of some problems' trees, in the order of their commits."""
-        async with self.database.read() as connection:
-            return await read_trees(connection, job.segment_floor + 1, None, tree_ids(job.job_id, indexes))
-
-    @to_its_end
-    async def commit(self, claim: Claim, commit: Commit, first_segment: dict[int, int]) -> int:
-        """Write a commit; durable on return. Writing it again changes nothing.
+    async def pin(self, claim: Claim, job_id: str, generator: str, verifier: str, checker: str) -> Pins:
+        """Pin a job to revisions of its models; the first that is given for each model holds.
 
         Args:
             claim: the writer's right.
-            commit: what to write.
+            job_id: a job that is not there any more is pinned to what is given.
+            generator: revision, up to 128 characters; empty: not known yet, or no such model.
+            verifier: likewise.
+            checker: likewise.
+
+        Returns:
+            The revisions that hold: those given now, where no other was given before.
+
+        Raises:
+            Fenced: a slot of the claim is another's by now; nothing was written.
+        """
+        raise NotImplementedError
+
+    # --- steps ------------------------------------------------------------------------------------------------------
+
+    @to_its_end
+    async def commit(self, claim: Claim, commit: Commit, first_segment: dict[int, int]) -> int:
+        """Write a commit; durable on return. Writing it again (same owner, same sequence) changes nothing.
+
+        Args:
+            claim: the writer's right. Only the slots that the commit touches are checked (those of its steps, scores, results and
+                snapshots, and what it releases); of one that touches none, all.
+            commit: what to write. Its `released` slots are free once it is durable.
             first_segment: segment of each open tree's first step, or one before it, by tree id; once the commit is durable,
                 trees that are new in it are added.
 
         Returns:
-            The segment's id.
+            The segment's id: larger than that of any commit before it.
 
         Raises:
-            Fenced: the claim is void; nothing was written.
+            Fenced: slots that the commit touches are another's by now; nothing was written.
         """
-        nodes, scores = codec.encode_nodes(commit.nodes), codec.encode_scores(commit.scores)
-        async with self.database.write() as connection:
-            await self._check(connection, claim)
-            name = {"owner": claim.owner, "epoch": claim.epoch, "sequence": commit.sequence}
-            values = {**name, "nodes": nodes, "scores": scores, "created_ms": now_ms()}
-            new = _insert(connection, segments).values(values).on_conflict_do_nothing().returning(segments.c.segment_id)
-            if (segment := await connection.scalar(new)) is not None:
-                for delta in commit.jobs:
-                    await _add(connection, delta, segment, first_segment)
-            else:  # the first try was durable, its answer was lost
-                segment = (await connection.execute(select(segments.c.segment_id).filter_by(**name))).scalar_one()
-        for tree_id in np.unique(commit.nodes.tree_id).tolist():
-            first_segment.setdefault(tree_id, segment)
-        return int(segment)
+        return await commits.write(self.database, claim, commit, first_segment)
 
-    async def _check(self, connection: AsyncConnection, claim: Claim) -> None:
-        mine = and_(slots.c.slot.in_(claim.slots), slots.c.owner == claim.owner, slots.c.epoch == claim.epoch)
-        held = await connection.scalar(select(func.count()).select_from(slots).where(mine))
-        if held != len(claim.slots):
-            raise Fenced(
-                f"{claim.owner} (epoch {claim.epoch}) holds {held} of its {len(claim.slots)} slots: another has taken over"
-            )
+    @to_its_end
+    async def recover(self, claim: Claim) -> Recovered:
+        """What was committed of the claim's open trees; to be called once for each claim, before its first commit.
 
+        Reads each slot's newest good snapshot and the segments after it. What is damaged costs only the trees of which it
+        holds something: they lose their steps from there on, which their jobs' histories tell, and `Recovered.restarted`.
 
-async def _add(connection: AsyncConnection, delta: JobDelta, segment: int, first_segment: Mapping[int, int]) -> None:
-    """Write one job's results, counters and event."""
-    # Commits of one job take turns from here on: the counters, the cursor and the job's end follow from the row as it stands.
-    row = select(jobs).where(jobs.c.job_id == delta.job_id).with_for_update(key_share=True)
-    job = (await connection.execute(row)).one_or_none()
-    if job is None:
-        return
-    runs = job.state == job_pb2.JOB_STATE_RUNNING
-    new = await _add_results(connection, job.number, delta.results, segment, first_segment) if runs and delta.results else []
-    changes = {
-        "steps": job.steps + delta.steps,
-        "tokens": job.tokens + delta.tokens,
-        "wasted_tokens": job.wasted_tokens + sum(result.wasted_tokens for result in new),
-        "problems_done": job.problems_done + len(new),
-        "problems_solved": job.problems_solved + sum(result.verdict == job_pb2.VERDICT_CORRECT for result in new),
-        "problems_failed": job.problems_failed + sum(result.outcome == job_pb2.OUTCOME_FAILED for result in new),
-    }
-    if not runs:  # what was in flight when the job ended is counted, but its history has ended
-        await change(connection, job.number, **changes)
-        return
-    if changes["problems_done"] == job.problems_total:
-        changes |= {"state": job_pb2.JOB_STATE_DONE, "finished_ms": now_ms()}
-    await change_and_record(connection, job.number, **changes)
+        Raises:
+            Fenced: a slot of the claim is another's by now.
+        """
+        raise NotImplementedError
 
+    # --- what has ended ---------------------------------------------------------------------------------------------
 
-async def _add_results(
-    connection: AsyncConnection, job: int, found: Sequence[TreeResult], segment: int, first_segment: Mapping[int, int]
-) -> list[TreeResult]:
-    """Write results; those that were not there before."""
-    rows = [
-        {
-            "job": job,
-            "index": result.problem,
-            "body": _result(result).SerializeToString(),
-            "segment_first": first_segment.get(result.tree_id, segment),
-            "segment_last": segment,
-        }
-        for result in found
-    ]
-    add = _insert(connection, results).on_conflict_do_nothing().returning(results.c.index)
-    fresh = set((await connection.scalars(add, rows)).all())
-    return [result for result in found if result.problem in fresh]
+    @to_its_end
+    async def archive(self, claim: Claim, first_segment: dict[int, int], limit: int) -> int:
+        """Move steps of trees that have ended out of the segments, and free the segments that the claim's slots need no more.
 
+        Slots that this object has not recovered are left alone.
 
-def _result(result: TreeResult) -> job_pb2.Result:
-    found = job_pb2.Result(
-        problem_index=result.problem,
-        outcome=job_pb2.Outcome.ValueType(result.outcome),
-        answer=result.steps[-1] if result.steps else "",
-        steps=result.steps,
-        verdict=job_pb2.Verdict.ValueType(result.verdict),
-        step_count=result.step_count,
-        tokens=result.tokens,
-        wasted_tokens=result.wasted_tokens,
-        message=result.message,
-        answer_node_id=result.answer_node_id,
-    )
-    if not np.isnan(result.score):
-        found.score = result.score
-    return found
+        Args:
+            claim: the writer's right.
+            first_segment: see `commit`; trees that were given up are to be taken out of it.
+            limit: trees at most; a few thousand is a good number, for a call reads all segments that they spread over.
 
+        Returns:
+            Trees that were moved; 0: there are no more for now.
 
-def _insert(connection: AsyncConnection, table: Any) -> Any:
-    """INSERT that knows ON CONFLICT, which is not standard SQL."""
-    return (insert_sqlite if connection.dialect.name == "sqlite" else insert_postgresql)(table)
+        Raises:
+            Fenced: a slot of the claim is another's by now; nothing was written.
+        """
+        raise NotImplementedError
+
+    @to_its_end
+    async def sweep(self, retention_ms: int | None) -> Swept:
+        """Delete what nobody needs any more: segments and snapshots of trees that are archived; any shard may, now and then.
+
+        Args:
+            retention_ms: jobs that ended longer ago are deleted with all that is theirs; None: none is.
+        """
+        raise NotImplementedError

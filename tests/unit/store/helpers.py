@@ -20,6 +20,7 @@ from ramify.v1 import job_pb2
 SPEC = job_pb2.JobSpec(name="asked")
 FILLED = job_pb2.JobSpec(name="asked", generator="tiny24", search=job_pb2.Search(seed=7))
 NO_SCORES = ScoreRows(np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.float32), np.empty(0, np.int32))
+TTL_MS = 15_000
 EMPTY = Chunk(0, [], False)
 LAST = Chunk(0, [], True)
 
@@ -39,7 +40,7 @@ async def running_job(database: Database, problems: int = 2, request_id: str = "
 
 
 async def all_slots(work: Work, owner: str = "shard:0") -> Claim:
-    return await work.claim(owner, range(SLOTS))
+    return await work.claim(owner, range(SLOTS), TTL_MS)
 
 
 async def open_job(work: Work) -> OpenJob:

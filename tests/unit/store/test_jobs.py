@@ -10,6 +10,7 @@ from ramify.store import trees as trees_module
 from ramify.store.database import Database
 from ramify.store.errors import JobNotFound, ProblemNotFound
 from ramify.store.jobs import Jobs, ModelRow
+from ramify.store.schema import SLOTS
 from ramify.store.uploads import Chunk, Uploads
 from ramify.store.work import Work
 from ramify.v1 import job_pb2
@@ -17,6 +18,7 @@ from tests.unit.store.helpers import (
     EMPTY,
     FILLED,
     SPEC,
+    TTL_MS,
     Step,
     all_slots,
     chunk,
@@ -83,16 +85,15 @@ async def test_cancel_leaves_a_job_that_is_done(jobs: Jobs) -> None:
 
 async def test_a_history_has_no_gap_and_no_duplicate(jobs: Jobs) -> None:
     """Two shards and a cancel at once; a reader looks on all the while."""
-    job = await running_job(jobs.database, 40)
+    job = await running_job(jobs.database, 80)
     other = Database(jobs.database.url)
     works = [Work(jobs.database), Work(other)]
-    claims = [await work.claim(f"shard:{index}", [index]) for index, work in enumerate(works)]
+    claims = [await work.claim(f"shard:{index}", range(index, SLOTS, 2), TTL_MS) for index, work in enumerate(works)]
 
     async def write(which: int) -> None:
-        for sequence in range(10):
-            indexes = (which * 10 + sequence,)
-            results = [result(job, index) for index in indexes]
-            await works[which].commit(claims[which], commit(sequence, delta(job, *results)), {})
+        mine = [index for index in range(80) if tree_id(job, index) % 2 == which][:10]
+        for sequence, index in enumerate(mine):
+            await works[which].commit(claims[which], commit(sequence, delta(job, result(job, index))), {})
 
     async def read() -> list[job_pb2.JobEvent]:
         seen: list[job_pb2.JobEvent] = []

@@ -11,7 +11,7 @@ from ramify.store.schema import SLOTS
 from ramify.store.uploads import KEPT_MS, Chunk, NewProblem, Uploads
 from ramify.store.work import Work
 from ramify.v1 import job_pb2
-from tests.unit.store.helpers import EMPTY, FILLED, LAST, SPEC, all_slots, chunk, contents, count, open_job, problem
+from tests.unit.store.helpers import EMPTY, FILLED, LAST, SPEC, TTL_MS, chunk, contents, count, open_job, problem
 
 OTHER_SPEC = job_pb2.JobSpec(name="other")
 
@@ -33,7 +33,7 @@ async def test_an_upload_in_chunks(uploads: Uploads) -> None:
     assert job.HasField("start_time")
     assert await Jobs(uploads.database).get(job.job_id) == job
     work = Work(uploads.database)
-    waiting = await work.waiting(await open_job(work), await all_slots(work), -1, 10)
+    waiting = await work.waiting(await open_job(work), range(SLOTS), -1, 10)
     assert [(each.index, each.prompt, each.reference) for each in waiting] == [
         (index, f"prompt of p{index}", f"answer to p{index}") for index in range(3)
     ]
@@ -156,8 +156,8 @@ async def test_ten_thousand_problems(uploads: Uploads) -> None:
         job = await uploads.append(job.job_id, Chunk(start, problems, start == 7_500), "a")
     assert (job.progress.problems_total, job.state) == (10_000, job_pb2.JOB_STATE_RUNNING)
     work = Work(uploads.database)
-    claims = [await work.claim(f"shard:{index}", range(index, SLOTS, 2)) for index in range(2)]
-    held = [await work.waiting(await open_job(work), claim, -1, 20_000) for claim in claims]
+    claims = [await work.claim(f"shard:{index}", range(index, SLOTS, 2), TTL_MS) for index in range(2)]
+    held = [await work.waiting(await open_job(work), claim.slots, -1, 20_000) for claim in claims]
     assert sorted(each.index for shard in held for each in shard) == list(range(10_000))
     assert all(len(shard) > 4_000 for shard in held), "the slots are used evenly"
 

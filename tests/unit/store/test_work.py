@@ -1,15 +1,11 @@
 """Work as a shard knows it: claims, fencing, commits that count once, journals."""
 
-import numpy as np
 import pytest
 
-from ramify.store import trees as trees_module
 from ramify.store.database import Database
-from ramify.store.errors import Fenced
 from ramify.store.jobs import Jobs
-from ramify.store.schema import SLOTS
 from ramify.store.uploads import Uploads
-from ramify.store.work import Claim, Work
+from ramify.store.work import Work
 from ramify.v1 import job_pb2
 from tests.unit.store.helpers import (
     FILLED,
@@ -26,8 +22,6 @@ from tests.unit.store.helpers import (
     result,
     rows,
     running_job,
-    scores,
-    texts,
     tree_id,
 )
 
@@ -39,38 +33,6 @@ def work(database: Database) -> Work:
 
 async def job_of(work: Work, job: job_pb2.Job) -> job_pb2.Job:
     return await Jobs(work.database).get(job.job_id)
-
-
-async def test_a_zombie_is_fenced_and_writes_nothing(work: Work) -> None:
-    job = await running_job(work.database)
-    zombie = await all_slots(work)
-    await work.commit(zombie, commit(1, delta(job)), {})
-    await work.claim("shard:1", [5])  # one slot is enough
-    before, first = await contents(work.database), dict[int, int]()
-    nodes = rows(Step(tree_id(job, 0), 2))
-    for sequence in (1, 2):
-        with pytest.raises(Fenced, match=r"shard:0 \(epoch 1\) holds 63 of its 64 slots: another has taken over"):
-            await work.commit(zombie, commit(sequence, delta(job, result(job, 0)), nodes=nodes), first)
-    assert await contents(work.database) == before
-    assert first == {}
-
-
-async def test_a_claim_of_the_same_owner_fences_as_well(work: Work) -> None:
-    """A shard that was taken for dead, and its successor of the same name."""
-    first, second = await all_slots(work), await all_slots(work)
-    assert (first.owner, second.epoch) == (second.owner, first.epoch + 1)
-    with pytest.raises(Fenced):
-        await work.commit(first, commit(1), {})
-    await work.commit(second, commit(1), {})
-
-
-async def test_claims_of_other_slots_live_side_by_side(work: Work) -> None:
-    claims = [await work.claim(f"shard:{index}", range(index, SLOTS, 3)) for index in range(3)]
-    for claim in claims:
-        await work.commit(claim, commit(1), {})
-    assert await count(work.database, "segments") == 3
-    assert await count(work.database, "slots") == SLOTS
-    assert await work.claim("more shards than slots", []) == Claim("more shards than slots", 4, ())
 
 
 async def test_only_running_jobs_are_open_the_oldest_first(work: Work) -> None:
@@ -90,11 +52,11 @@ async def test_waiting_leaves_out_what_has_a_result(work: Work) -> None:
     claim = await all_slots(work)
     await work.commit(claim, commit(1, delta(job, result(job, 1), result(job, 4))), {})
     opened = await open_job(work)
-    assert [each.index for each in await work.waiting(opened, claim, -1, 10)] == [0, 2, 3, 5]
-    assert [each.index for each in await work.waiting(opened, claim, -1, 3)] == [0, 2, 3]
-    assert [each.index for each in await work.waiting(opened, claim, 2, 10)] == [3, 5]
-    assert await work.waiting(opened, claim, 5, 10) == []
-    assert await work.waiting(opened, Claim("nobody", 1, ()), -1, 10) == []
+    assert [each.index for each in await work.waiting(opened, claim.slots, -1, 10)] == [0, 2, 3, 5]
+    assert [each.index for each in await work.waiting(opened, claim.slots, -1, 3)] == [0, 2, 3]
+    assert [each.index for each in await work.waiting(opened, claim.slots, 2, 10)] == [3, 5]
+    assert await work.waiting(opened, claim.slots, 5, 10) == []
+    assert await work.waiting(opened, [], -1, 10) == []
 
 
 async def test_counters_add_up_and_the_last_result_ends_the_job(work: Work) -> None:
@@ -211,45 +173,3 @@ async def test_a_commit_of_many_results(work: Work) -> None:
     job, claim = await running_job(work.database, 3_000), await all_slots(work)
     await work.commit(claim, commit(1, delta(job, *(result(job, index) for index in range(3_000)))), {})
     assert (await job_of(work, job)).state == job_pb2.JOB_STATE_DONE
-
-
-async def test_the_journal_has_just_the_steps_of_the_trees(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trees_module, "SEGMENTS_A_READ", 3)
-    job = await running_job(work.database, 3)
-    claim, first, nan = await all_slots(work), dict[int, int](), float("nan")
-    trees = [tree_id(job, index) for index in range(3)]
-    for sequence in range(8):
-        nodes = rows(*(Step(tree, 10 * index + sequence + 2, score=nan) for index, tree in enumerate(trees)))
-        late = scores((trees[0], sequence + 1, 0.25), (trees[1], sequence + 1, 0.75)) if sequence else None
-        await work.commit(claim, commit(sequence, delta(job), nodes=nodes, **({"late": late} if late else {})), first)
-    opened = await open_job(work)
-    found = await work.journal(opened, np.array([0, 2]))
-    assert node_ids(found) == [node for sequence in range(8) for node in (sequence + 2, 20 + sequence + 2)]
-    assert found.tokens.tolist() == node_ids(found)
-    of_first = found.score[found.tree_id == np.uint64(trees[0])]
-    assert of_first[:7].tolist() == [0.25] * 7, "scores that came later"
-    assert np.isnan(of_first[7]), "not scored yet"
-    assert np.isnan(found.score[found.tree_id == np.uint64(trees[2])]).all()
-    assert (found.finish == 1).all()
-    assert (found.turn[found.tree_id == np.uint64(trees[0])] == [2] * 7 + [1]).all(), "a score that came later brings its turn"
-    assert node_ids(await work.journal(opened, np.empty(0, np.int64))) == []
-
-
-async def test_a_step_that_could_not_be_scored_is_an_error_in_the_journal(work: Work) -> None:
-    job, claim = await running_job(work.database, 1), await all_slots(work)
-    tree, nan = tree_id(job, 0), float("nan")
-    await work.commit(claim, commit(1, delta(job), nodes=rows(Step(tree, 2, score=nan), Step(tree, 3, score=nan))), {})
-    await work.commit(claim, commit(2, delta(job), late=scores((tree, 3, nan))), {})
-    found = await work.journal(await open_job(work), np.array([0]))
-    assert found.finish.tolist() == [job_pb2.FINISH_STEP, job_pb2.FINISH_ERROR]
-
-
-async def test_the_journal_of_a_step_that_was_committed_twice_has_the_first(work: Work) -> None:
-    job, tree = await running_job(work.database, 1), 0
-    tree = tree_id(job, 0)
-    for text in (b"first", b"second, and longer"):
-        claim = await all_slots(work)
-        nodes = rows(Step(tree, 2, text=text), Step(tree, 3 + len(text), text=b"x"))
-        await work.commit(claim, commit(1, delta(job), nodes=nodes), {})
-    found = await work.journal(await open_job(work), np.array([0]))
-    assert (node_ids(found), texts(found)) == ([2, 8, 21], [b"first", b"x", b"x"])
