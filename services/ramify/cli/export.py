@@ -32,6 +32,7 @@ COLUMNS = MappingProxyType(
         "tokens": "uint64",
         "message": "string",
         "answer_node_id": "string",
+        "restarted": "string",
     }
 )
 

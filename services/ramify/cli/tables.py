@@ -1,14 +1,19 @@
 """Jobs and results as tables."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from typing import TypeVar
 
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from ramify.cli.output import duration, one_line
+from ramify.cli.trouble import loss_counts, wait_lines
 from ramify.client.spec import word
 from ramify.v1 import job_pb2
 
@@ -46,13 +51,37 @@ def verdict_text(verdict: job_pb2.Verdict.ValueType) -> Text:
     return Text(word(job_pb2.Verdict.DESCRIPTOR, verdict), _VERDICT_STYLES.get(verdict, ""))
 
 
-def job_tables(jobs: Iterable[job_pb2.Job], now: datetime) -> Iterator[Table]:
-    """Tables of jobs; `now` is what their ages count to."""
+@dataclass(frozen=True, slots=True)
+class NotedTable:
+    """A table in which what there is to say about a row stands in lines of their own below it."""
+
+    table: Table  # each of its rows is one line, and so is its header
+    notes: list[list[Text]] = field(default_factory=list)  # of each row
+
+    @property
+    def row_count(self) -> int:
+        """Rows, not counting the notes."""
+        return self.table.row_count
+
+    def add(self, notes: list[Text]) -> None:
+        """Says something about the row that was added last."""
+        self.notes.append(notes)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        header, *rows = console.render_lines(self.table, options, pad=False)
+        yield from (*header, Segment.line())
+        for row, notes in zip(rows, self.notes, strict=True):
+            yield from (*row, Segment.line())
+            yield from (Padding(note, (0, 0, 0, 2), expand=False) for note in notes)
+
+
+def job_tables(jobs: Iterable[job_pb2.Job], now: datetime) -> Iterator[NotedTable]:
+    """Tables of jobs with what they wait for and what they lost; `now` is what their ages count to."""
     for batch in _batches(jobs):
-        table = _table("id", "name:", "state", "done>", "solved>", "tokens>", "age>")
+        noted = NotedTable(_table("id", "name:", "state", "done>", "solved>", "tokens>", "age>"))
         for job in batch:
             progress = job.progress
-            table.add_row(
+            noted.table.add_row(
                 Text(job.job_id),
                 _elastic(job.spec.name),
                 state_text(job.state),
@@ -61,16 +90,19 @@ def job_tables(jobs: Iterable[job_pb2.Job], now: datetime) -> Iterator[Table]:
                 f"{progress.tokens:,}",
                 duration((now - job.create_time.ToDatetime(tzinfo=UTC)).total_seconds()),
             )
-        yield table
+            waits = [Text(f"waits: {line}", "yellow") for line in wait_lines(job.waits, now)]
+            losses = loss_counts(progress)
+            noted.add([*waits, Text(" · ".join(losses), "dim")] if losses else waits)
+        yield noted
 
 
-def result_tables(results: Iterable[job_pb2.Result]) -> Iterator[Table]:
-    """Tables of results; a failed one has its message in place of the answer."""
+def result_tables(results: Iterable[job_pb2.Result]) -> Iterator[NotedTable]:
+    """Tables of results; a failed one has its message in place of the answer, and a restarted one the reason below it."""
     for batch in _batches(results):
-        table = _table("index>", "problem:", "outcome", "verdict", "score>", "answer:", "tokens>")
+        noted = NotedTable(_table("index>", "problem:", "outcome", "verdict", "score>", "answer:", "tokens>"))
         for result in batch:
             failed = result.outcome == job_pb2.OUTCOME_FAILED
-            table.add_row(
+            noted.table.add_row(
                 str(result.problem_index),
                 _elastic(result.problem.text),
                 outcome_text(result.outcome),
@@ -79,7 +111,8 @@ def result_tables(results: Iterable[job_pb2.Result]) -> Iterator[Table]:
                 _elastic(result.message, "red") if failed else _elastic(result.answer),
                 f"{result.tokens:,}",
             )
-        yield table
+            noted.add([Text(f"restarted: {one_line(result.restarted)}", "yellow")] if result.restarted else [])
+        yield noted
 
 
 def _table(*headers: str) -> Table:

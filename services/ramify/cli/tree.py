@@ -70,16 +70,19 @@ def _header(tree: job_pb2.Tree, steps: Steps) -> Text:
 
 
 def _notes(tree: job_pb2.Tree, drawing: "_Drawing") -> list[Text]:
-    """What failed, or what the marks mean."""
+    """What is damaged, what failed, or what the marks mean."""
+    notes = [Text(f"damaged: {one_line(tree.damage)}", "red")] if tree.damage else []
+    if tree.result.restarted:
+        notes.append(Text(f"restarted: {one_line(tree.result.restarted)}", "yellow"))
     if tree.result.outcome == job_pb2.OUTCOME_FAILED:
-        return [Text(one_line(tree.result.message), "red")]
+        return [*notes, Text(one_line(tree.result.message), "red")]
     if not tree.nodes:
-        return []
+        return notes
     legend = Text("● chosen  " if tree.result.answer_node_id else "", "dim")
     legend.append("○ open  " if drawing.growing else "· given up  ").append("■ end of a chain  ×3 alike")
     if not drawing.nested:
         legend.append("  indented: tried instead")
-    return [legend]
+    return [legend, *notes]
 
 
 @dataclass(frozen=True, slots=True)

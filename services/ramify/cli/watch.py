@@ -2,7 +2,8 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console, Group, RenderableType
@@ -14,6 +15,7 @@ from rich.text import Text
 from ramify.cli.output import counted, duration, one_line, print_json
 from ramify.cli.records import as_record
 from ramify.cli.tables import state_text
+from ramify.cli.trouble import Look, loss_counts, notice_line, wait_lines, wait_text
 from ramify.client import Client
 from ramify.client.spec import word
 from ramify.v1 import job_pb2
@@ -32,6 +34,8 @@ _FINAL_STATES = (job_pb2.JOB_STATE_DONE, job_pb2.JOB_STATE_CANCELLED)
 def follow(client: Client, job_id: str, console: Console, *, clock: Callable[[], float] = time.monotonic) -> job_pb2.Job:
     """Shows a job until it ends, and returns it as it ended; `summary` is the line on what came of it.
 
+    Notices become lines that stay: above the display, or among the lines.
+
     Args:
         client: connected to the job's gateway.
         job_id: which job.
@@ -41,13 +45,17 @@ def follow(client: Client, job_id: str, console: Console, *, clock: Callable[[],
     meter = Meter(client.job(job_id), clock)
     events = client.watch(job_id)
     if console.is_terminal:
-        with Live(meter, console=console, refresh_per_second=_FRAMES_PER_S, transient=True, redirect_stdout=False) as live:
+        display = Live(meter, console=console, refresh_per_second=_FRAMES_PER_S, transient=True, redirect_stdout=False)
+        with display as live, Look(client, job_id, meter.update_waits):
             for event in events:
                 meter.update(event)
+                if event.HasField("notice"):
+                    console.print(notice_line(event))
             live.refresh()
     else:
-        for line in _lines(meter, events, clock):
-            console.print(line)
+        with Look(client, job_id, Untold(console).tell):
+            for line in _lines(meter, events, clock):
+                console.print(line)
     return client.job(job_id)
 
 
@@ -73,6 +81,7 @@ def summary(job: job_pb2.Job) -> Text:
     parts = [*chains, counted(progress.tokens, "token"), *wasted]
     if job.HasField("start_time") and job.HasField("finish_time"):
         parts.append(duration(_seconds(job.finish_time) - _seconds(job.start_time)))
+    parts += loss_counts(progress)
     return text.append("".join(f" · {part}" for part in parts))
 
 
@@ -89,6 +98,11 @@ class Meter:
         self._event_clock_s = clock()
         self.state = job.state
         self.progress = job.progress
+        self.waits: Sequence[job_pb2.Wait] = job.waits
+
+    def update_waits(self, waits: Sequence[job_pb2.Wait]) -> None:
+        """Takes what the job waits for now."""
+        self.waits = waits
 
     def update(self, event: job_pb2.JobEvent) -> None:
         """Takes the next event."""
@@ -144,18 +158,43 @@ class Meter:
         row.add_column(no_wrap=True)
         row.add_column(no_wrap=True)
         row.add_row(Text(self._name, "bold"), bar, self.done(), state_text(self.state))
-        return Group(row, Text(self.numbers(), "dim", no_wrap=True, overflow="ellipsis"))
+        waits = [] if self.state in _FINAL_STATES else wait_lines(self.waits, datetime.now(UTC))
+        # One row each: a display that grows and shrinks with the width of its lines would jump.
+        lines = [Text(self.numbers(), "dim")]
+        if losses := loss_counts(self.progress):
+            lines.append(Text(" · ".join(losses), "dim"))
+        lines += [Text(f"waits: {line}", "yellow") for line in waits]
+        return Group(row, *(Text.assemble(line, no_wrap=True, overflow="ellipsis") for line in lines))
 
 
-def _lines(meter: Meter, events: Iterator[job_pb2.JobEvent], clock: Callable[[], float]) -> Iterator[str]:
-    """A line at each change of state, and else one a second at most; the summary stands for the final state."""
+class Untold:
+    """Lines on waits that are in no job's history: those that shards don't tell, because they are gone."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._told: frozenset[tuple[str, str]] = frozenset()
+
+    def tell(self, waits: Sequence[job_pb2.Wait]) -> None:
+        """Prints those that are new."""
+        silent = {(wait.what, wait.reason): wait for wait in waits if not wait.count}
+        for name in sorted(silent.keys() - self._told):
+            self._console.print(f"waits: {wait_text(silent[name], datetime.now(UTC))}")
+        self._told = frozenset(silent)
+
+
+def _lines(meter: Meter, events: Iterator[job_pb2.JobEvent], clock: Callable[[], float]) -> Iterator[str | Text]:
+    """A line for each notice and at each change of state, and else one a second at most; the summary stands for the end."""
     state, last_s = None, float("-inf")
     for event in events:
         meter.update(event)
+        if event.HasField("notice"):
+            yield notice_line(event)
+            continue
         if event.state in _FINAL_STATES or (event.state == state and clock() - last_s < LINE_INTERVAL_S):
             continue
         state, last_s = event.state, clock()
-        yield f"{word(job_pb2.JobState.DESCRIPTOR, state)} {meter.done()} · {meter.numbers()}"
+        parts = [f"{word(job_pb2.JobState.DESCRIPTOR, state)} {meter.done()}", meter.numbers(), *loss_counts(event.progress)]
+        yield " · ".join(parts)
 
 
 def _seconds(timestamp: Timestamp) -> float:

@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from ramify.v1 import job_pb2
 from tests.unit.cli.conftest import Ramify
 from tests.unit.cli.trees import beam_tree
-from tests.unit.client.fake_gateway import FakeGateway, FakeJob, solved
+from tests.unit.client.fake_gateway import EPOCH_S, FakeGateway, FakeJob, solved
 
 
 def add_job(gateway: FakeGateway, *, finished: bool = True, count: int = 3) -> FakeJob:
@@ -136,11 +137,36 @@ def test_jobs(ramify: Ramify, gateway: FakeGateway) -> None:
     assert record["job_id"] == "job-1"
     assert record["progress"] == {
         "problems_total": 3, "problems_done": 3, "problems_solved": 3, "problems_failed": 0, "steps": 189,
-        "tokens": 2436, "wasted_tokens": 0,
+        "tokens": 2436, "wasted_tokens": 0, "retries": 0, "takeovers": 0, "restarts": 0,
     }  # fmt: skip
     assert ramify("jobs", "--limit", "1").err == "the newest 1; --limit shows more\n"
     assert ramify("jobs", "--state", "cancelled").err == "no job is cancelled\n"
     assert ramify("jobs", "--state", "x").err == ("ramify: --state is one of uploading, running, done, cancelled, not 'x'\n")
+
+
+def test_jobs_say_what_they_wait_for_and_what_they_lost(ramify: Ramify, gateway: FakeGateway) -> None:
+    fake = add_job(gateway, finished=False)
+    add_job(gateway)
+    gateway.notice(fake, job_pb2.NOTICE_KIND_TAKEOVER, "shard:1 took over", retries=12, takeovers=1)
+    gateway.wait_for(fake, verifier_wait(340), job_pb2.Wait(what="shard:1", reason="has not\x1b been heard of"))
+    _, done, running, *notes = ramify("jobs").out.splitlines()
+    assert (done.split()[0], running.split()[0]) == ("job-2", "job-1")
+    assert re.fullmatch(r"  waits: 340 chains for verifier tiny24-prm: connection refused, \d.*", notes[0])
+    assert notes[1:] == ["  waits: shard:1 has not\N{REPLACEMENT CHARACTER} been heard of", "  12 retries · 1 takeover"]
+    record = records(ramify("jobs", "--json").out)[1]
+    assert record["waits"] == [
+        {
+            "what": "verifier tiny24-prm", "reason": "connection refused", "count": 340, "since_time": "2026-01-01T00:00:00Z",
+            "shard": "shard:0",
+        },
+        {"what": "shard:1", "reason": "has not\x1b been heard of", "count": 0, "since_time": None, "shard": ""},
+    ]  # fmt: skip
+
+
+def verifier_wait(count: int) -> job_pb2.Wait:
+    wait = job_pb2.Wait(what="verifier tiny24-prm", reason="connection refused", count=count, shard="shard:0")
+    wait.since_time.seconds = EPOCH_S
+    return wait
 
 
 def test_watch_as_json(ramify: Ramify, gateway: FakeGateway) -> None:
@@ -148,6 +174,15 @@ def test_watch_as_json(ramify: Ramify, gateway: FakeGateway) -> None:
     events = records(ramify("watch", "job-1", "--json").out)
     assert [event["state"] for event in events] == ["running", "done"]
     assert events[0]["time"] == "2026-01-01T00:00:01Z"
+    assert events[0]["notice"] is None
+
+
+def test_watch_as_json_passes_notices_on(ramify: Ramify, gateway: FakeGateway) -> None:
+    fake = add_job(gateway, finished=False)
+    gateway.notice(fake, job_pb2.NOTICE_KIND_SET_ASIDE, "problem 2 has crashed 3 engines")
+    gateway.finish(fake, [])
+    _, event, _ = records(ramify("watch", "job-1", "--json").out)
+    assert event["notice"] == {"kind": "set_aside", "text": "problem 2 has crashed 3 engines"}
 
 
 def test_results(ramify: Ramify, gateway: FakeGateway) -> None:
@@ -165,6 +200,18 @@ def test_results(ramify: Ramify, gateway: FakeGateway) -> None:
     assert (record["outcome"], record["verdict"], record["score"]) == ("answered", "correct", 0.98)
     assert record["steps"] == ["10-4=6:5 6 6", "6*5=30:6 30", "30-6=24:24"]
     assert record["answer_node_id"] == "ffffffffffffffff"
+
+
+def test_a_result_says_that_its_problem_was_restarted(ramify: Ramify, gateway: FakeGateway) -> None:
+    fake = add_job(gateway)
+    fake.results[1].restarted = "segment 7 was damaged"
+    _, _, second, note, third = ramify("results", "job-1").out.splitlines()
+    assert (second.split()[0], note, third.split()[0]) == ("1", "  restarted: segment 7 was damaged", "2")
+    assert [record["restarted"] for record in records(ramify("results", "job-1", "--json").out)] == [
+        "",
+        "segment 7 was damaged",
+        "",
+    ]
 
 
 def test_results_as_files(ramify: Ramify, gateway: FakeGateway, tmp_path: Path) -> None:

@@ -95,3 +95,16 @@ def test_a_tree_that_failed_says_why() -> None:
 the verifier doesn't answer
 """
     )
+
+
+def test_a_tree_says_what_is_damaged_and_that_it_was_restarted() -> None:
+    tree = make_tree({(0,): ("a", 0.5)}, chosen=(0,))
+    tree.damage = "segment 7 is damaged: its steps, and those below them, are left out"
+    tree.result.restarted = "segment 3 was damaged"
+    assert drawn(tree).splitlines()[-3:] == [
+        "● chosen  · given up  ■ end of a chain  ×3 alike",
+        "damaged: segment 7 is damaged: its steps, and those below them, are left out",
+        "restarted: segment 3 was damaged",
+    ]
+    del tree.nodes[:]
+    assert "damaged: segment 7" in drawn(tree)

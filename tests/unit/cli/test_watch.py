@@ -1,11 +1,15 @@
 import io
+import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from queue import SimpleQueue
 
 import pytest
 from rich.console import Console
 
 from ramify.cli.output import duration
-from ramify.cli.watch import Meter, follow, summary
+from ramify.cli.trouble import Look, wait_lines
+from ramify.cli.watch import Meter, Untold, follow, summary
 from ramify.client import Client
 from ramify.v1 import job_pb2
 from tests.unit.client.fake_gateway import EPOCH_S, FakeGateway, solved
@@ -61,6 +65,85 @@ def test_a_terminal_gets_a_live_display_and_the_summary(client: Client, gateway:
     assert "first" in shown
     assert "━" in shown
     assert "2,436 tokens" in shown.splitlines()[-1]
+
+
+def troubled_job(gateway: FakeGateway) -> None:
+    fake = gateway.add_job(job_pb2.JobSpec(name="first", checker="countdown"), [job_pb2.Problem(text="4 5 6 10")])
+    gateway.notice(fake, job_pb2.NOTICE_KIND_TAKEOVER, "shard:1 took over 32 slots from shard:0", takeovers=1, retries=2)
+    gateway.notice(fake, job_pb2.NOTICE_KIND_WAIT, "340 chains wait\x1b[2J for verifier tiny24-prm")
+    gateway.finish(fake, [solved(0, fake.problems[0])])
+
+
+def test_notices_are_lines_in_a_pipe(client: Client, gateway: FakeGateway) -> None:
+    troubled_job(gateway)
+    running, takeover, waits, last = followed(client, tick_s=0.0).splitlines()
+    assert running.startswith("running 0/1")
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d:02 shard:1 took over 32 slots from shard:0", takeover)
+    assert waits.endswith(":03 340 chains wait\N{REPLACEMENT CHARACTER}[2J for verifier tiny24-prm")
+    assert last == "solved 1 of 1 · 16 chains each · 812 tokens · 4 s · 2 retries · 1 takeover"
+
+
+def test_notices_stand_above_the_display_in_a_terminal(client: Client, gateway: FakeGateway) -> None:
+    troubled_job(gateway)
+    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in followed(client, tick_s=0.01, terminal=True).splitlines()]
+    assert sum(line.endswith(":02 shard:1 took over 32 slots from shard:0") for line in lines) == 1
+    assert sum(line.endswith("for verifier tiny24-prm") for line in lines) == 1
+
+
+def test_the_display_tells_what_is_waited_for_now(gateway: FakeGateway) -> None:
+    meter = Meter(run_job(gateway), clock=lambda: 0.0)
+    meter.state = job_pb2.JOB_STATE_RUNNING
+    wait = job_pb2.Wait(what="verifier tiny24-prm", reason="connection refused", count=1)
+    meter.update_waits([wait])
+    assert shown(meter)[-1] == "waits: 1 chain for verifier tiny24-prm: connection refused"
+    assert len(shown(meter)) == 3
+    wait.reason *= 10
+    assert len(shown(meter)) == 3, "a long line is cut"
+    meter.state = job_pb2.JOB_STATE_DONE
+    assert len(shown(meter)) == 2
+
+
+def shown(meter: Meter) -> list[str]:
+    out = io.StringIO()
+    Console(file=out, width=80).print(meter)
+    return out.getvalue().splitlines()
+
+
+def test_a_look_tells_the_waits_of_now_until_it_ends(client: Client, gateway: FakeGateway) -> None:
+    fake = gateway.add_job(job_pb2.JobSpec(name="first"), [job_pb2.Problem(text="4 5 6 10")])
+    found: SimpleQueue[list[str]] = SimpleQueue()
+    with Look(client, "job-1", lambda waits: found.put([wait.what for wait in waits]), interval_s=0.001):
+        gateway.wait_for(fake, job_pb2.Wait(what="shard:1", reason="has not been heard of"))
+        while found.get(timeout=10) != ["shard:1"]:
+            pass
+        gateway.wait_for(fake)
+        while found.get(timeout=10):
+            pass
+
+
+def test_waits_that_no_shard_tells_are_lines_in_a_pipe_once() -> None:
+    out = io.StringIO()
+    untold = Untold(Console(file=out, width=1_000))
+    silent = job_pb2.Wait(what="shard:1", reason="has not been heard of")
+    told = job_pb2.Wait(what="verifier", reason="overloaded", count=3)
+    for waits in ([told], [told, silent], [silent], [], [silent]):
+        untold.tell(waits)
+    assert out.getvalue() == "waits: shard:1 has not been heard of\n" * 2
+
+
+def test_waits_of_several_shards_are_one_line_and_the_longest_counts() -> None:
+    def wait(what: str, count: int, since_s: int = 0) -> job_pb2.Wait:
+        made = job_pb2.Wait(what=what, reason="overloaded", count=count)
+        made.since_time.seconds = EPOCH_S + since_s
+        return made
+
+    now = datetime.fromtimestamp(EPOCH_S + 20, UTC)
+    assert wait_lines([wait("verifier", 3, 8), wait("engine local:0", 1), wait("verifier", 1_000, 5)], now) == [
+        "1,003 chains for verifier: overloaded, 15 s",
+        "1 chain for engine local:0: overloaded, 20 s",
+    ]
+    assert wait_lines([wait("shard:1", 0)], now) == ["shard:1 overloaded for 20 s"]
+    assert wait_lines([wait(f"engine {i}", i) for i in range(1, 6)], now)[3:] == ["and 2 more"]
 
 
 def test_summary_without_checker_and_of_a_cancelled_job(gateway: FakeGateway) -> None:

@@ -98,6 +98,19 @@ class FakeGateway(job_service_pb2_grpc.JobServiceServicer):
                 setattr(fake.job.progress, name, value)
             self._commit(fake)
 
+    def notice(self, fake: FakeJob, kind: job_pb2.NoticeKind.ValueType, text: str, **counters: int) -> None:
+        """Commits a notice, and counters with it."""
+        with self._changed:
+            for name, value in counters.items():
+                setattr(fake.job.progress, name, value)
+            self._commit(fake, job_pb2.Notice(kind=kind, text=text))
+
+    def wait_for(self, fake: FakeJob, *waits: job_pb2.Wait) -> None:
+        """From now on the job waits for this."""
+        with self._changed:
+            del fake.job.waits[:]
+            fake.job.waits.extend(waits)
+
     def finish(self, fake: FakeJob, results: list[job_pb2.Result]) -> None:
         """Commits the results and ends the job."""
         with self._changed:
@@ -269,8 +282,8 @@ class FakeGateway(job_service_pb2_grpc.JobServiceServicer):
         fake.job.state = job_pb2.JOB_STATE_DONE
         self._commit(fake)
 
-    def _commit(self, fake: FakeJob) -> None:
-        event = job_pb2.JobEvent(cursor=len(fake.events) + 1, state=fake.job.state, progress=fake.job.progress)
+    def _commit(self, fake: FakeJob, notice: job_pb2.Notice | None = None) -> None:
+        event = job_pb2.JobEvent(cursor=len(fake.events) + 1, state=fake.job.state, progress=fake.job.progress, notice=notice)
         event.time.seconds = EPOCH_S + event.cursor
         if fake.job.state in FINAL_STATES:
             fake.job.finish_time.CopyFrom(event.time)
