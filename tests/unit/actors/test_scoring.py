@@ -1,7 +1,7 @@
 """What is sent to the verifier, what its answers become, and what waits while it is away."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -61,9 +61,14 @@ class Desk:
     calls: list[Call] = field(default_factory=list)
     posted: list[Event] = field(default_factory=list)
     now_s: float = 100.0
+    on_post: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
-        self.scoring = Scoring(self, self.references, self.posted.append, now_s=lambda: self.now_s, chance=lambda: 1.0)
+        self.scoring = Scoring(self, self.references, self.post, now_s=lambda: self.now_s, chance=lambda: 1.0)
+
+    def post(self, event: Event) -> None:
+        self.posted.append(event)
+        self.on_post()
 
     async def score_columns(self, model: str, chains: ChainColumns, *, last_only: bool, wait_for_ready: bool) -> ColumnsScored:
         assert not wait_for_ready
@@ -130,6 +135,26 @@ async def test_a_call_has_a_bound_and_so_has_their_number(desk: Desk, monkeypatc
     assert [trees for trees, _, _ in desk.scored()] == [[0, 1], [50]]
     await desk.pump()
     assert [len(call.chains) for call in desk.calls] == [3, 2, 2]
+
+
+async def test_whoever_hears_of_a_call_may_send_the_next(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two calls that end in one turn of the loop must not leave the rest waiting for a third."""
+    monkeypatch.setattr(scoring, "BATCH_MAX", 1)
+    await desk.pump(*(ask("a", ("p", "s"), first_tree=index) for index in range(4)))
+    desk.on_post = desk.scoring.pump
+    for call in desk.calls[:2]:
+        call.answer.set_result(ColumnsScored(np.array([0.5], np.float32), [], "r"))
+    await desk.settle()
+    assert len(desk.calls) == 4
+
+
+async def test_a_bug_does_not_leave_chains_waiting(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    await desk.pump(ask("a", ("p", "s")))
+    desk.calls[0].answer.set_exception(KeyError("a bug"))
+    await desk.settle()
+    assert isinstance(desk.posted[0], StepsLost)
+    assert "KeyError: 'a bug'" in caplog.text
+    assert not desk.scoring.busy
 
 
 async def test_a_fault_is_of_the_ask_that_has_the_chain(desk: Desk) -> None:

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain as flatten
 from typing import NamedTuple, Protocol
 
@@ -100,7 +101,7 @@ class Scoring:
         self._post = post
         self._now_s, self._chance = now_s, chance
         self._waiting: deque[Ask] = deque()
-        self._open: dict[asyncio.Task[None], list[Ask]] = {}
+        self._open: dict[asyncio.Task[ColumnsScored], list[Ask]] = {}
         self._absences: dict[str, Absence] = {}  # by model
 
     @property
@@ -129,9 +130,10 @@ class Scoring:
     def pump(self) -> None:
         """Send what waits, as far as calls may be open; asks of one model go together."""
         while self._waiting and len(self._open) < CALLS_MAX and (batch := self._take()):
-            task = asyncio.create_task(self._ask(batch))
+            chains = self._columns(batch)
+            task = asyncio.create_task(self._ask(batch[0], chains))
             self._open[task] = batch
-            task.add_done_callback(self._open.pop)
+            task.add_done_callback(partial(self._done, chains))
 
     async def close(self) -> None:
         """Give up all that is under way."""
@@ -159,24 +161,28 @@ class Scoring:
             return True
         return self._now_s() >= absence.until_s and all(batch[0].model != model for batch in self._open.values())
 
-    async def _ask(self, batch: list[Ask]) -> None:
-        model, checks = batch[0].model, batch[0].checks
-        try:
-            chains = self._columns(batch)
-            # Of a checker only the last score counts. A policy may want the scores of all steps, and they cost no more than one.
-            found = await self._client.score_columns(model, chains, last_only=checks, wait_for_ready=False)
-        except (UnavailableError, OverloadedError, DeadlineError) as error:
+    async def _ask(self, like: Ask, chains: ChainColumns) -> ColumnsScored:
+        # Of a checker only the last score counts. A policy may want the scores of all steps, and they cost no more than one.
+        return await self._client.score_columns(like.model, chains, last_only=like.checks, wait_for_ready=False)
+
+    def _done(self, chains: ChainColumns, task: asyncio.Task[ColumnsScored]) -> None:
+        """Tell what has become of a call. It is not open any more: whoever hears of it may send the next."""
+        batch = self._open.pop(task)
+        if task.cancelled():
+            return
+        model, error = batch[0].model, task.exception()
+        if isinstance(error, UnavailableError | OverloadedError | DeadlineError):
             self._put_back(batch, error)
             return
-        except VerifierError as error:
-            log.error("the verifier can't score chains of job %s with %s: %s", jobs_of(batch), model, error)
-            self._give_up(batch, str(error))
-        else:
-            if checks:
-                self._check(batch, found.scores)
-            else:
-                self._score(batch, chains, ColumnScores(found.scores, found.faults))
         self._absences.pop(model, None)
+        if error is not None:
+            bug = None if isinstance(error, VerifierError) else error
+            log.error("chains of job %s can't be scored with %s: %s", jobs_of(batch), model, error, exc_info=bug)
+            self._give_up(batch, str(error))
+        elif batch[0].checks:
+            self._check(batch, task.result().scores)
+        else:
+            self._score(batch, chains, ColumnScores(task.result().scores, task.result().faults))
 
     def _columns(self, batch: list[Ask]) -> ChainColumns:
         chains = [ask.chains for ask in batch]
