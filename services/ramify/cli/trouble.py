@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.text import Text
 
 from ramify.cli.output import counted, duration, one_line
-from ramify.client import Client, ClientError
+from ramify.client import Client, ClientError, Unavailable
 from ramify.v1 import job_pb2
 
 #: Waits of one job that are told; the others are counted.
@@ -76,7 +76,7 @@ def notice_line(event: job_pb2.JobEvent) -> Text:
 class Look:
     """A context manager in which another thread asks now and then what a job waits for, and tells.
 
-    What can't be asked is left out: whoever watches the job is told by the watch.
+    A gateway that is away is waited for too. Other errors are left to the calls of whoever watches.
     """
 
     def __init__(
@@ -96,9 +96,15 @@ class Look:
     def _run(self) -> None:
         while not self._ended.wait(self._interval_s):
             with suppress(ClientError, ValueError):  # which gRPC raises for a channel that was closed meanwhile
-                waits = self._client.job(self._job_id).waits
+                waits = self._ask()
                 if not self._ended.is_set():
                     self._tell(waits)
+
+    def _ask(self) -> Sequence[job_pb2.Wait]:
+        try:
+            return self._client.job(self._job_id).waits
+        except Unavailable:
+            return [job_pb2.Wait(what=f"the gateway at {self._client.address}", reason="does not answer")]
 
 
 def _earlier(one: job_pb2.Wait, other: job_pb2.Wait) -> bool:

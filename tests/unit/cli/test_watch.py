@@ -119,6 +119,9 @@ def test_a_look_tells_the_waits_of_now_until_it_ends(client: Client, gateway: Fa
         gateway.wait_for(fake)
         while found.get(timeout=10):
             pass
+        gateway.stop()
+        while found.get(timeout=10) != [f"the gateway at {gateway.address}"]:
+            pass
 
 
 def test_waits_that_no_shard_tells_are_lines_in_a_pipe_once() -> None:
