@@ -20,7 +20,9 @@ JobRow = Row[Any]
 async def job_row(connection: AsyncConnection, job_id: str, *, lock: bool = False) -> JobRow:
     """The row of a job; with `lock`, nobody else changes it until the transaction ends. Raises `JobNotFound`."""
     query = select(jobs).where(jobs.c.job_id == job_id)
-    row: JobRow | None = (await connection.execute(locked(query) if lock else query)).one_or_none()
+    row: JobRow | None = None
+    if "\0" not in job_id:  # of which PostgreSQL would not even look for one
+        row = (await connection.execute(locked(query) if lock else query)).one_or_none()
     if row is None:
         raise JobNotFound(f"there is no job {job_id!r}; `ramify jobs` lists those that there are")
     return row

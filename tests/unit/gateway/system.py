@@ -19,6 +19,7 @@ from ramify.v1.job_service_pb2_grpc import JobServiceStub
 from tests.unit.store.helpers import all_slots, commit, delta, result
 
 PATIENCE_S = 60  # how long a test waits for what must come
+LIMITS = GatewayLimits(watches_max=3, uploads_max=3, poll_s=0.005)
 SPEC = job_pb2.JobSpec(generator="tiny24", verifier="tiny24-prm", checker="countdown")
 
 

@@ -6,7 +6,7 @@ from sqlalchemy.exc import OperationalError
 from ramify.gateway import errors as gateway_errors
 from ramify.gateway.errors import STATUS, GatewayError, InvalidRequest, status_of
 from ramify.store import errors as store_errors
-from ramify.store.errors import StoreError
+from ramify.store.errors import DiskFull, StoreError, StoreUnavailable
 
 
 def classes(module: object, base: type[Exception]) -> set[type[Exception]]:
@@ -36,6 +36,8 @@ class Stranger(InvalidRequest):
         (InvalidRequest("n is 0"), grpc.StatusCode.INVALID_ARGUMENT, "n is 0"),
         (Stranger("n is 0"), grpc.StatusCode.INVALID_ARGUMENT, "n is 0"),
         (StoreError("x"), grpc.StatusCode.INTERNAL, "x"),
+        (StoreUnavailable("down"), grpc.StatusCode.UNAVAILABLE, "down"),
+        (DiskFull("full"), grpc.StatusCode.RESOURCE_EXHAUSTED, "full"),
         (ZeroDivisionError("secret"), grpc.StatusCode.INTERNAL, "the gateway failed at this call; its log says more"),
         (
             OperationalError("SELECT secret", {}, Exception("disk full")),

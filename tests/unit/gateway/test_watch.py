@@ -8,9 +8,11 @@ import grpc
 import pytest
 from sqlalchemy import text
 
+from ramify.store import wakeup
 from ramify.v1 import job_pb2
 from ramify.v1 import job_service_pb2 as pb
-from tests.unit.gateway.system import PUZZLES, System, failure, first
+from tests.postgres import Postgres
+from tests.unit.gateway.system import LIMITS, PUZZLES, System, failure, first, running
 
 RUNNING, DONE, CANCELLED = job_pb2.JOB_STATE_RUNNING, job_pb2.JOB_STATE_DONE, job_pb2.JOB_STATE_CANCELLED
 
@@ -156,3 +158,50 @@ async def test_a_store_that_fails_ends_watches(system: System) -> None:
     code, message = await failure(call.read())
     assert code is grpc.StatusCode.UNAVAILABLE
     assert "the store does not answer" in message
+
+
+async def hears(system: System) -> None:
+    """Until the gateway is told of what is committed."""
+    listens = text("SELECT count(*) FROM pg_stat_activity WHERE query = 'LISTEN ramify_events' AND state = 'idle'")
+    while True:
+        async with system.database.read() as connection:
+            if await connection.scalar(listens):
+                return
+
+
+async def test_a_watch_is_woken_by_what_is_committed(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wakeup, "FALLBACK_S", 3600)  # nothing else wakes it
+    async with running(postgres.url, LIMITS) as system:
+        await system.jobs.put_models(system.MODELS)
+        job = await system.running_job()
+        call = watch(system, job.job_id)
+        await call.read()
+        await hears(system)
+        for _ in range(20):
+            await system.finish(job)
+            await call.read()
+        await system.jobs.cancel(job.job_id)
+        assert await rest(call) == [(22, CANCELLED, 0)]
+
+
+async def test_a_watch_over_a_restart_of_the_server_is_whole(postgres: Postgres) -> None:
+    async with running(postgres.url, LIMITS) as system:
+        await system.jobs.put_models(system.MODELS)
+        job = await system.running_job()
+        call = watch(system, job.job_id)
+        await call.read()
+        await hears(system)
+        await system.finish(job, 0)
+        assert seen(await call.read()) == (2, RUNNING, 1)
+        await asyncio.to_thread(postgres.stop, "immediate")
+        code, message = await failure(call.read())
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert "the store's database does not answer: try again" in message
+        code, _ = await failure(watch(system, job.job_id, 2).read())
+        assert code is grpc.StatusCode.UNAVAILABLE
+        await asyncio.to_thread(postgres.start)
+        call = watch(system, job.job_id, 2)
+        await system.finish(job, 1)
+        assert seen(await call.read()) == (3, RUNNING, 2)
+        await system.finish(job, 2)
+        assert await rest(call) == [(4, DONE, 3)]
