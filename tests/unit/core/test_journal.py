@@ -5,12 +5,15 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
-from ramify.scheduler.commands import Chains, Commit, Generate, Score, Withdraw
+from ramify.scheduler import journal
+from ramify.scheduler.commands import Chains, Commit, Generate, NodeRows, Score, ScoreRows, Snapshot, Withdraw
 from ramify.scheduler.events import Event, StepsSampled, Tick
-from ramify.scheduler.journal import Journal, without
+from ramify.scheduler.journal import Journal, Told, without
 from ramify.scheduler.shard import Shard
+from ramify.scheduler.slots import slot_of
 from tests.simulation import fakes
 from tests.simulation.store import Store
 from tests.simulation.world import Work, admitted, plan
@@ -232,3 +235,88 @@ def test_scores_pass_where_nothing_is_held() -> None:
     held.answer([asked()], all_grow)
     assert held.answer([early], all_compare)[0] == [], "its tree could hear of it too early"
     assert held.answer([], none_grows)[0] == [early]
+
+
+# --- as slots come and go -------------------------------------------------------------------------------------------------------
+
+
+def part_of(rows: Sequence[int], turn: int = 1) -> NodeRows:
+    """Some of the steps that `asked` asks for, as a store tells them."""
+    nodes = store_of([*rows]).journal()
+    return replace(nodes, turn=np.full(len(rows), turn, np.int32))
+
+
+def test_slots_that_come_bring_their_steps() -> None:
+    held = Journal(part_of([0, 1]))
+    held.extend(part_of([5, 4]))
+    held.extend(Told(part_of([])))
+    assert len(held) == 4
+    rest, events = held.answer([asked()], all_grow)
+    assert sorted(map(tuple, rows_of(events))) == [(0, 1), (4, 5)]
+    assert rows_of(rest) == [[2, 3, 6, 7]]
+    assert len(held) == 0, "each is told once"
+
+
+def test_steps_that_come_while_others_are_held_do_not_disturb_them() -> None:
+    held = knows({0: 3, 1: 2})
+    assert tell(held, [without(asked(), np.arange(8) > 3)]) == ([], [[1]])
+    held.extend(part_of([4]))
+    assert tell(held, [without(asked(), np.arange(8) < 4)]) == ([[5, 6, 7], [2, 3]], [[0], [4]])
+
+
+def test_what_was_told_is_not_told_again() -> None:
+    held = knows({0: 1, 4: 1})
+    assert tell(held, [asked()])[1] == [[0, 4]]
+    assert tell(held, [asked()]) == ([list(range(8))], [])
+
+
+def test_the_steps_of_slots_that_go_are_dropped_at_once_also_those_that_are_held() -> None:
+    command = asked()
+    first, second = slot_of(command.tree_id[[0, 7]]).tolist()
+    assert first != second
+    held = knows({0: 2, 1: 3, 4: 2, 5: 3})
+    assert tell(held, [command]) == ([], [[0, 4]])
+    held.release([first])
+    assert tell(held) == ([[2, 3, 6, 7]], [[5]])
+    assert len(held) == 0
+
+
+def test_the_steps_of_trees_that_have_ended_are_dropped_some_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "FORGET_TREES", 2)
+    trees = np.unique(asked().tree_id)
+    held = Journal(part_of([0, 4, 5]))
+    held.forget(trees[:1])
+    assert len(held) == 3
+    held.forget(trees[1:])
+    assert len(held) == 0
+    assert tell(held, [asked()]) == ([list(range(8))], [])
+
+
+def test_memory_is_given_back_and_what_is_held_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "COMPACT_MIN", 1)
+    held = knows({0: 3, 1: 2, 2: 2, 3: 2, 4: 1, 5: 1, 6: 1, 7: 2})
+    assert tell(held, [asked()]) == ([], [[1, 2, 3, 4, 5, 6]])
+    (told,) = held._told
+    assert len(told.nodes.node_id) == 2, "of eight"
+    rest, (event, *_) = held.answer([], all_grow)
+    wanted = fakes.sampled(asked(), np.array([0, 7]))
+    assert isinstance(event, StepsSampled)
+    for name in ("tree_id", "node_id", "tokens", "token_count", "text", "text_count", "logprob", "finish"):
+        np.testing.assert_array_equal(getattr(event, name), getattr(wanted, name), err_msg=name)
+    assert rest == []
+
+
+def test_a_snapshot_takes_along_what_is_not_told_yet() -> None:
+    command = asked()
+    mine, other = slot_of(command.tree_id[[0, 7]]).tolist()
+    held = knows({0: 2, 1: 3, 2: 3, 4: 2, 5: 3})
+    assert tell(held, [command]) == ([], [[0, 4]])
+    nothing = part_of([])
+    commit = Commit(1, nothing, ScoreRows(*(nothing.tree_id, nothing.node_id, nothing.score, nothing.turn)), [])
+    commit.snapshots.extend([Snapshot(mine, {}, part_of([3])), Snapshot(other, {}, nothing)])
+    found, _ = held.answer([commit], all_grow)
+    (written,) = (each for each in found if isinstance(each, Commit))
+    assert rows_of([each.steps for each in written.snapshots]) == [[1, 2, 3], [5]]
+    assert written.snapshots[0].steps.text.tobytes() == b"".join(
+        fakes.text_of(node).encode() for node in command.node_id[[3, 1, 2]].tolist()
+    )
