@@ -50,6 +50,7 @@ _TELLS: Mapping[type[StoreOutage], str] = MappingProxyType(
         DiskFull: "the store's disk is full: free space, and work goes on by itself",
     }
 )
+_NO_CONNECTION = "all connections to the store's database are in use: try again"
 
 
 @contextmanager
@@ -68,7 +69,7 @@ def translated() -> Iterator[None]:
             raise
         if kind is not Contention:
             log.warning("%s: %s", kind.__name__, reason(error))
-        raise kind(_TELLS[kind]) from error
+        raise kind(_NO_CONNECTION if isinstance(error, PoolTimeout) else _TELLS[kind]) from error
 
 
 def kind_of(error: SQLAlchemyError) -> type[StoreOutage] | None:
