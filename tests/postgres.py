@@ -38,14 +38,16 @@ SETTINGS: Mapping[str, str] = {
     "full_page_writes": "off",
 }
 
-# A process between the tests and their server: however they end, their end of the pipe closes, and the server ends as well.
+# A process between the tests and their server: however they end, their end of the pipe closes, and nothing of it stays.
 _GUARD = """
-import json, signal, subprocess, sys
+import json, shutil, signal, subprocess, sys
 options, *command = sys.argv[1:]
 server = subprocess.Popen(command, stdin=subprocess.DEVNULL, **json.loads(options))
 mode = sys.stdin.readline().strip()
 server.send_signal(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
 server.wait()
+if not mode:
+    shutil.rmtree(json.loads(options)["cwd"])
 """
 
 
