@@ -117,3 +117,12 @@ async def test_chains_end_as_often_as_asked_and_steps_are_as_long() -> None:
 def test_parameters_are_checked(options: dict[str, Any]) -> None:
     with pytest.raises(EngineError):
         SimulatedParams(**options)
+
+
+async def test_a_chain_that_holds_a_text_crashes_the_engine_for_game_days() -> None:
+    crashes: list[str] = []
+    engine = SimulatedEngine(SimulatedParams(crash_on="poison", time_scale=0), crash=lambda: crashes.append("crash"))
+    await collect(engine, [Job(tuple(text.encode()), 1) for text in ("a poi", "son of", "poiso\nn")])
+    assert crashes == [], "it must be in one chain"
+    await collect(engine, [Job(tuple(b"an innocent"), 1), Job(tuple(b"a poisoned one"), 2)])
+    assert crashes == ["crash"]

@@ -1,62 +1,36 @@
-"""Sends what the shard wants sampled to the engines, as columns, as far as their credits reach."""
+"""Sends what the shard wants sampled to the engines, as columns, as far as their credits reach.
+
+An engine that is lost gets nothing more until it answers again; what waited for it, and what it was at, goes elsewhere at once.
+What it was at may be what it died of: see `quarantine`.
+"""
 
 import asyncio
 import logging
+import random
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ramify.scheduler.actors.lanes import Call, EngineHandle, Lane, Rows, Stuck, names, told
+from ramify.scheduler.actors.quarantine import Quarantine
 from ramify.scheduler.commands import Generate, Withdraw
-from ramify.scheduler.engines.base import ModelInfo, StepBatch, StepResults
-from ramify.scheduler.events import Event, StepsLost, StepsSampled
-from ramify.scheduler.forest.ids import job_key, mix64
+from ramify.scheduler.engines.base import ModelInfo
+from ramify.scheduler.events import Event
+from ramify.scheduler.forest.ids import job_key
 from ramify.scheduler.journal import without
 from ramify.scheduler.placement import rendezvous
 
 log = logging.getLogger(__name__)
 
-QUEUE_FACTOR = 2  # credits for each of an engine's slots: a full batch runs, another waits at its door
 SPECULATIVE_MAX = 1024  # speculative steps under way at once, on all engines
-PROBE_S = 0.5  # between two looks at an engine that has failed
-
-
-class EngineHandle(Protocol):
-    """An engine as the shell sees it, in this process or behind a Ray actor."""
-
-    @property
-    def name(self) -> str:
-        """Unique in the system."""
-        ...
-
-    async def describe(self) -> ModelInfo:
-        """What its model is; raises if the engine is not there."""
-        ...
-
-    def generate(self, batch: StepBatch) -> AsyncIterator[StepResults]:
-        """See `engines.base.Engine`; raises if the engine is lost."""
-        ...
-
-
-@dataclass(slots=True)
-class Lane:
-    """An engine and what is on its way to it."""
-
-    engine: EngineHandle
-    info: ModelInfo
-    key: int
-    credits: int  # steps that may still be sent
-    alive: bool = True
-    waiting: deque[Generate] = field(default_factory=deque)
-    speculative: deque[Generate] = field(default_factory=deque)  # sent when nothing else waits
-
-    @property
-    def queued(self) -> int:
-        """Credits beyond the engine's slots: what is sent on them waits at its door, where no speculation shall stand."""
-        return (QUEUE_FACTOR - 1) * self.info.slots
+TRIES_MAX = 5  # see `ShardLimits`
+PROBE_S = 0.25  # from one look at an engine that is away to the next; twice as long after each
+PROBE_S_MAX = 8.0
+ANSWER_S = 30.0  # an engine that says nothing for so long is asked whether it is there, and must answer in as much again
+LOOK_S = 5.0  # between two looks for such engines
 
 
 class Dispatcher:
@@ -64,61 +38,126 @@ class Dispatcher:
 
     def __init__(
         self,
-        engines: Sequence[tuple[EngineHandle, ModelInfo]],
+        engines: Sequence[EngineHandle],
         post: Callable[[Event], None],
+        *,
         speculative_max: int = SPECULATIVE_MAX,
+        tries_max: int = TRIES_MAX,
+        now_s: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._lanes = [Lane(engine, info, job_key(engine.name), QUEUE_FACTOR * info.slots) for engine, info in engines]
+        """Hand events to `post`; nothing is sent before `begin`."""
+        self._lanes = [Lane(engine, job_key(engine.name)) for engine in engines]
         self._speculative_max = speculative_max
-        self._post = post
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._post, self._now_s, self._sleep = post, now_s, sleep
+        self._quarantine = Quarantine(tries_max)
+        self._tasks: set[asyncio.Task[None]] = set()  # calls, and what looks after engines
         self._homeless: deque[Generate] = deque()  # while no engine with the model is alive
+        self._homeless_since: dict[str, float] = {}  # by job
+        self._changed = False  # an engine has come or gone since the homeless were looked at
         self._speculating = 0  # speculative steps that are under way, on all engines
-        self._guesses: dict[int, None] = {}  # their names, as long as their command is under way
+        self._guesses: dict[int, None] = {}  # their names, as long as their call is under way
+        self._pins: dict[str, str] = {}  # the revision that a job keeps to
+
+    def begin(self) -> None:
+        """Look for the engines; those that answer are sent steps from then on."""
+        for lane in self._lanes:
+            self._start(self._await_return(lane))
+        self._start(self._watch())
 
     @property
     def busy(self) -> bool:
         """Whether any step waits or is under way."""
-        return bool(self._tasks or self._homeless or any(lane.waiting or lane.speculative for lane in self._lanes))
+        return bool(self._homeless or any(lane.calls or any(lane.queues) for lane in self._lanes))
 
-    def info(self, model: str) -> ModelInfo | None:
-        """What a model is, if an engine has it."""
-        return next((lane.info for lane in self._lanes if lane.info.name == model), None)
+    @property
+    def waits(self) -> dict[str, Stuck]:
+        """What waits because no engine can take it, by job."""
+        found: dict[str, Stuck] = {}
+        for command in self._homeless:
+            plan = command.plan
+            known = found.get(plan.job_id)
+            reason = known.reason if known else self.missing(plan.generator, self._pins.get(plan.job_id, ""))
+            steps = len(command.hint) + (known.steps if known else 0)
+            found[plan.job_id] = Stuck(reason, steps, self._homeless_since[plan.job_id])
+        return found
+
+    @property
+    def alive(self) -> dict[str, bool]:
+        """Whether each engine answers, by its name."""
+        return {lane.engine.name: lane.alive for lane in self._lanes}
+
+    def info(self, model: str, revision: str = "") -> ModelInfo | None:
+        """What a model is, if an engine has it, or had it when it was last seen."""
+        return next((lane.info for lane in self._lanes if lane.serves(model, revision)), None)
+
+    def missing(self, model: str, revision: str = "") -> str:
+        """Why no engine samples with a model."""
+        away = [f"{lane.engine.name}: {lane.reason}" for lane in self._lanes if lane.info is None or lane.serves(model, revision)]
+        others = {lane.info.revision for lane in self._lanes if lane.alive and lane.info and lane.info.name == model}
+        if revision and others:
+            return f"the job keeps to revision {revision} of {model}, the engines have {', '.join(sorted(others))}"
+        return f"no engine with {model} is alive{f' ({away[0]})' if away else ''}"
+
+    def pin(self, job_id: str, revision: str) -> None:
+        """Send the steps of a job to engines of this revision alone."""
+        self._pins[job_id] = revision
+        self._changed = True
+
+    def forget(self, job_id: str) -> None:
+        """A job has ended."""
+        self._pins.pop(job_id, None)
 
     def add(self, command: Generate) -> None:
         """Take a command; `pump` sends it. A step that was a speculation, and is asked for in earnest, is sampled once."""
         if not command.speculative:
-            self._drop([self._homeless, *(lane.speculative for lane in self._lanes)], command)
-            under_way = np.isin(names(command), np.fromiter(self._guesses, np.uint64))
+            self._drop([self._homeless, *(queue for lane in self._lanes for queue in (lane.speculative, lane.suspects))], command)
+            under_way = np.isin(names(command), np.fromiter(self._guesses, np.uint64)) if self._guesses else np.zeros(1, np.bool_)
             if under_way.all():
                 return
             command = without(command, under_way) if under_way.any() else command
+        if (known := self._quarantine.known(command)) is not None:
+            mine, reason = known
+            self._post(Rows.of([command]).lost(np.flatnonzero(mine), reason))
+            if mine.all():
+                return
+            command = without(command, mine)
         self._place(command)
 
     def _place(self, command: Generate) -> None:
-        lanes = [lane for lane in self._lanes if lane.alive and lane.info.name == command.plan.generator]
+        job_id, model = command.plan.job_id, command.plan.generator
+        lanes = [lane for lane in self._lanes if lane.alive and lane.serves(model, self._pins.get(job_id, ""))]
         if not lanes:
             self._homeless.append(command)
+            self._homeless_since.setdefault(job_id, self._now_s())
             return
         at = rendezvous(command.tree_id, np.array([lane.key for lane in lanes], np.uint64))
         for index in np.unique(at).tolist():
-            lane = lanes[index]
-            queue = lane.speculative if command.speculative else lane.waiting
-            queue.append(command if len(lanes) == 1 else without(command, at != index))
+            mine = command if len(lanes) == 1 else without(command, at != index)
+            suspect = mine.attempt > 0
+            if not suspect.any():
+                (lanes[index].speculative if command.speculative else lanes[index].waiting).append(mine)
+                continue
+            lanes[index].suspects.append(without(mine, ~suspect))
+            if not suspect.all():
+                (lanes[index].speculative if command.speculative else lanes[index].waiting).append(without(mine, suspect))
 
     def withdraw(self, command: Withdraw) -> None:
         """Drop what has not been sent; the shard hears that it is lost. What is under way ends by itself."""
-        lanes = (queue for lane in self._lanes for queue in (lane.waiting, lane.speculative))
-        for dropped in self._drop([self._homeless, *lanes], command):
-            self._post(lose(dropped, np.arange(len(dropped.hint)), "withdrawn"))
+        queues = [self._homeless, *(queue for lane in self._lanes for queue in lane.queues)]
+        for dropped in self._drop(queues, command):
+            self._post(Rows.of([dropped]).lost(np.arange(len(dropped.hint)), "withdrawn"))
 
     def _drop(self, queues: Sequence[deque[Generate]], wanted: Generate | Withdraw) -> list[Generate]:
         """Take the steps that `wanted` names out of some queues; what was found there."""
         found: list[Generate] = []
+        if not any(queues):
+            return found
+        gone_names = names(wanted)
         for queue in queues:
             for _ in range(len(queue)):
                 command = queue.popleft()
-                gone = np.isin(names(command), names(wanted))
+                gone = np.isin(names(command), gone_names)
                 if gone.any():
                     found.append(without(command, ~gone))
                 if not gone.all():
@@ -127,29 +166,51 @@ class Dispatcher:
 
     def pump(self) -> None:
         """Send as much as credits allow."""
-        for _ in range(len(self._homeless)):
-            self._place(self._homeless.popleft())
-        for lane in self._lanes:
+        if self._changed:
+            self._changed = False
+            for _ in range(len(self._homeless)):
+                self._place(self._homeless.popleft())
+            still = {command.plan.job_id for command in self._homeless}
+            self._homeless_since = {job_id: since_s for job_id, since_s in self._homeless_since.items() if job_id in still}
+        lanes = [lane for lane in self._lanes if lane.alive and not self._tries_suspects(lane)]
+        for lane in lanes:
             self._send(lane, lane.waiting, lane.credits)
-        for lane in self._lanes:
+        for lane in lanes:
             if not lane.waiting:
-                free = min(lane.credits - lane.queued, self._speculative_max - self._speculating)
-                self._send(lane, lane.speculative, free)
+                self._send(lane, lane.speculative, min(lane.credits - lane.queued, self._speculative_max - self._speculating))
+
+    def _tries_suspects(self, lane: Lane) -> bool:
+        """Whether an engine is kept for suspects; once it has nothing else to do, their next group is sent."""
+        if any(call.alone for call in lane.calls.values()):
+            return True
+        if not lane.suspects:
+            return False
+        if not lane.calls:
+            self._call(lane, self._quarantine.take(lane.suspects, lane.slots), alone=True)
+        return True
 
     def _send(self, lane: Lane, queue: deque[Generate], most: int) -> None:
-        """Send up to `most` steps of a lane's queue."""
-        while lane.alive and queue and most > 0:
+        """Send up to `most` steps of a lane's queue, in one call."""
+        found: list[Generate] = []
+        while queue and most > 0:
             command = queue.popleft()
             if len(command.hint) > most:
                 late = np.arange(len(command.hint)) >= most
                 queue.appendleft(without(command, ~late))
                 command = without(command, late)
             most -= len(command.hint)
-            lane.credits -= len(command.hint)
-            if command.speculative:
-                self._speculating += len(command.hint)
-                self._guesses |= dict.fromkeys(names(command).tolist())
-            self._start(self._sample(lane, command))
+            found.append(command)
+        if found:
+            self._call(lane, found, alone=False)
+
+    def _call(self, lane: Lane, commands: list[Generate], *, alone: bool) -> None:
+        call = Call.of(commands, alone=alone)
+        lane.under_way += len(call.open)
+        lane.heard_s = self._now_s() if not lane.calls else lane.heard_s
+        if call.guess.any():
+            self._speculating += int(call.guess.sum())
+            self._guesses |= dict.fromkeys(call.rows.names[call.guess].tolist())
+        lane.calls[self._start(self._sample(lane, call))] = call
 
     async def close(self) -> None:
         """Give up all that is under way."""
@@ -157,88 +218,95 @@ class Dispatcher:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _start(self, work: Coroutine[None, None, None]) -> None:
+    def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
-    async def _sample(self, lane: Lane, command: Generate) -> None:
-        batch = StepBatch(
-            command.tokens,
-            command.offsets,
-            (command.params,),
-            np.zeros(len(command.offsets) - 1, np.int32),
-            command.group,
-            command.code,
-            command.node_id,
-        )
-        open_rows = np.ones(len(command.hint), np.bool_)
+    async def _sample(self, lane: Lane, call: Call) -> None:
         try:
-            async for results in lane.engine.generate(batch):
-                open_rows[results.row] = False
-                self._ended(lane, command, len(results.row))
-                self._post(sampled(command, results))
-            reason = "the engine ended its answer early"
+            async for results in lane.engine.generate(call.batch(), alone=call.alone):
+                call.begun, lane.heard_s = True, self._now_s()
+                if len(results.row):
+                    self._ended(lane, call, results.row)
+                    self._post(call.rows.sampled(results))
+            reason = f"engine {lane.engine.name} ended its answer early"
         except asyncio.CancelledError:
-            raise
+            if not call.fault:
+                raise
+            reason = call.fault
         except Exception as error:  # whatever an engine dies of, its steps must go elsewhere
-            log.warning("engine %s failed: %s", lane.engine.name, error)
-            reason = f"engine {lane.engine.name} failed: {error}"
-            self._lose(lane)
-        lost = np.flatnonzero(open_rows)
-        self._ended(lane, command, len(lost))
-        for name in names(command).tolist() if command.speculative else []:
-            self._guesses.pop(name, None)
-        if len(lost):
-            self._post(lose(command, lost, reason))
+            reason = f"engine {lane.engine.name} failed: {told(error)}"
+            self._lose(lane, reason)
+        finally:
+            lane.calls.pop(asyncio.current_task(), None)  # type: ignore[arg-type]  # it runs in one
+            for name in call.rows.names[call.guess].tolist() if call.guess.any() else []:
+                self._guesses.pop(name, None)
+        lost = np.flatnonzero(call.open)
+        if not len(lost):
+            return
+        self._ended(lane, call, lost)
+        if not call.begun:  # it stood at the door when somebody else's steps killed the engine: nobody has tried it
+            for command in call.commands:
+                self._place(command)
+            return
+        if call.alone:
+            self._quarantine.lost(call, lost, reason)
+        self._post(call.rows.lost(lost, reason))
 
-    def _ended(self, lane: Lane, command: Generate, count: int) -> None:
-        lane.credits += count
-        self._speculating -= count * command.speculative
+    def _ended(self, lane: Lane, call: Call, rows: NDArray[np.int64] | NDArray[np.int32]) -> None:
+        call.open[rows] = False
+        lane.under_way -= len(rows)
+        self._speculating -= int(call.guess[rows].sum())
 
-    def _lose(self, lane: Lane) -> None:
+    def _lose(self, lane: Lane, reason: str) -> None:
         """Send nothing more to an engine until it answers again; what waits for it goes elsewhere."""
         if not lane.alive:
             return
-        lane.alive = False
-        self._homeless.extend([*lane.waiting, *lane.speculative])
-        lane.waiting.clear()
-        lane.speculative.clear()
+        log.warning(
+            "%s; %d steps go elsewhere", reason, lane.under_way + sum(len(each.hint) for queue in lane.queues for each in queue)
+        )
+        lane.alive, lane.reason = False, reason
+        for queue in lane.queues:
+            for command in queue:
+                self._homeless.append(command)
+                self._homeless_since.setdefault(command.plan.job_id, self._now_s())
+            queue.clear()
+        self._changed = True
         self._start(self._await_return(lane))
 
     async def _await_return(self, lane: Lane) -> None:
+        pause_s = PROBE_S
         while not lane.alive:
-            await asyncio.sleep(PROBE_S)
             try:
-                lane.alive = (await lane.engine.describe()).revision == lane.info.revision
+                lane.info = await asyncio.wait_for(lane.engine.describe(), ANSWER_S)
+                lane.alive = self._changed = True
             except Exception as error:  # it is still away
-                log.info("engine %s is still away: %s", lane.engine.name, error)
-        log.warning("engine %s is back", lane.engine.name)
+                lane.reason = told(error)
+                log.info("engine %s is still away: %s", lane.engine.name, lane.reason)
+                await self._sleep(pause_s * random.uniform(0.5, 1.0))  # those who lost one engine must not all come back at once
+                pause_s = min(2 * pause_s, PROBE_S_MAX)
+        log.info("engine %s has %s", lane.engine.name, lane.info.name if lane.info else "nothing")
 
+    async def _watch(self) -> None:
+        """Give up engines that are silent: a machine may be gone without a word, or a process stand still."""
+        while True:
+            await self._sleep(LOOK_S)
+            for lane in self._lanes:
+                if lane.alive and lane.calls and self._now_s() - lane.heard_s > ANSWER_S:
+                    self._start(self._ask(lane))
 
-def names(command: Generate | Withdraw) -> NDArray[np.uint64]:
-    """`[R]` one number for the names of each step."""
-    return mix64(command.tree_id, command.node_id)
-
-
-def lose(command: Generate, rows: NDArray[np.int64], reason: str) -> StepsLost:
-    """The event that some rows of a command will not be answered."""
-    return StepsLost(command.hint[rows], command.tree_id[rows], command.node_id[rows], command.attempt[rows], reason)
-
-
-def sampled(command: Generate, results: StepResults) -> StepsSampled:
-    """An engine's results under the names of the command's nodes."""
-    at = results.row
-    return StepsSampled(
-        hint=command.hint[at],
-        tree_id=command.tree_id[at],
-        node_id=command.node_id[at],
-        tokens=results.tokens,
-        token_count=results.token_count,
-        text=results.text,
-        text_count=results.text_count,
-        logprob=results.logprob,
-        finish=results.finish,
-        score=np.full(len(at), np.nan, np.float32),
-        message=results.message,
-    )
+    async def _ask(self, lane: Lane) -> None:
+        """Ask a silent engine whether it is there."""
+        calls, lane.heard_s = dict(lane.calls), self._now_s()
+        try:
+            await asyncio.wait_for(lane.engine.describe(), ANSWER_S)
+        except Exception as error:
+            reason = f"engine {lane.engine.name} does not answer: {told(error)}"
+            self._lose(lane, reason)
+            for task, call in calls.items():
+                call.fault = reason
+                task.cancel()
+        else:
+            lane.heard_s = self._now_s()

@@ -1,16 +1,41 @@
 """An engine as a Ray actor, and the shell's handle on it."""
 
+import logging
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
+import numpy as np
 import ray
 
 from ramify.scheduler.actors.config import NAMESPACE, EngineConfig
+from ramify.scheduler.actors.gate import Gate
 from ramify.scheduler.engines.base import Engine, ModelInfo, StepBatch, StepResults
 from ramify.scheduler.engines.registry import load_engine
 from ramify.scheduler.errors import EngineError
 
+log = logging.getLogger(__name__)
+
 CALLS_MAX = 1000  # batches open at once
+NO_STEPS = StepBatch(
+    tokens=np.empty(0, np.int32),
+    offsets=np.zeros(1, np.int64),
+    params=(),
+    group_params=np.empty(0, np.int32),
+    group=np.empty(0, np.int32),
+    code=np.empty(0, np.float64),
+    seed=np.empty(0, np.uint64),
+)
+BEGUN = StepResults(
+    row=np.empty(0, np.int32),
+    finish=np.empty(0, np.uint8),
+    logprob=np.empty(0, np.float32),
+    tokens=np.empty(0, np.int32),
+    token_count=np.empty(0, np.int32),
+    token_cost=np.empty(0, np.int32),
+    text=np.empty(0, np.uint8),
+    text_count=np.empty(0, np.int32),
+)
 
 
 @ray.remote
@@ -20,6 +45,7 @@ class EngineActor:
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
         self._rows_open = 0
+        self._gate = Gate()
         # A model that can't be loaded is told by `describe`; raised here, Ray would try again for ever.
         self._engine: Engine | EngineError
         try:
@@ -39,18 +65,28 @@ class EngineActor:
         return self._engine
 
     async def describe(self) -> ModelInfo:
-        """What its model is."""
-        return self._loaded().info
+        """What its model is. An engine that can't go on ends its process: Ray starts a new one."""
+        engine = self._loaded()
+        try:
+            async for _ in engine.generate(NO_STEPS):
+                pass
+        except EngineError as error:
+            log.critical("engine %s starts anew: %s", self._config.name, error)
+            os._exit(1)
+        return engine.info
 
-    async def generate(self, batch: StepBatch) -> AsyncIterator[StepResults]:
-        """See `engines.base.Engine.generate`."""
+    async def generate(self, batch: StepBatch, *, alone: bool = False) -> AsyncIterator[StepResults]:
+        """See `EngineHandle.generate`."""
         self._rows_open += len(batch)
         left = len(batch)
         try:
-            async for results in self._loaded().generate(batch):
-                self._rows_open -= len(results.row)
-                left -= len(results.row)
-                yield results
+            async with self._gate.passed(alone=alone):
+                if alone:
+                    yield BEGUN
+                async for results in self._loaded().generate(batch):
+                    self._rows_open -= len(results.row)
+                    left -= len(results.row)
+                    yield results
         finally:
             self._rows_open -= left
 
@@ -71,9 +107,9 @@ class RayEngine:
         info: ModelInfo = await self._actor.describe.remote()
         return info
 
-    async def generate(self, batch: StepBatch) -> AsyncIterator[StepResults]:
-        """See `engines.base.Engine.generate`; raises a RayError when the actor is lost."""
-        async for reference in self._actor.generate.remote(batch):
+    async def generate(self, batch: StepBatch, *, alone: bool = False) -> AsyncIterator[StepResults]:
+        """See `EngineHandle.generate`; raises a RayError when the actor is lost."""
+        async for reference in self._actor.generate.remote(batch, alone=alone):
             yield await reference
 
 

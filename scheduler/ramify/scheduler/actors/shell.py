@@ -10,7 +10,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ramify.scheduler.actors.admission import Admission
 from ramify.scheduler.actors.comparing import Comparing
-from ramify.scheduler.actors.dispatch import Dispatcher, EngineHandle
+from ramify.scheduler.actors.dispatch import Dispatcher
+from ramify.scheduler.actors.lanes import EngineHandle
 from ramify.scheduler.actors.scoring import Scoring
 from ramify.scheduler.commands import Check, Command, Commit, Compare, Generate, Score, Withdraw
 from ramify.scheduler.events import Committed, Event, Tick
@@ -77,8 +78,8 @@ class Shell:
         Raises:
             Fenced: another shard has taken the slots over.
         """
-        engines = [(engine, await engine.describe()) for engine in self._engines]
-        dispatcher = Dispatcher(engines, self.post)
+        dispatcher = Dispatcher(self._engines, self.post)
+        dispatcher.begin()
         admission = Admission(self._work, self.claim, dispatcher.info, self.post)
         scoring = Scoring(self._verifier, admission.references, self.post)
         comparing = Comparing(self.post)

@@ -2,6 +2,8 @@
 
 import asyncio
 import hashlib
+import itertools
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -17,6 +19,7 @@ from ramify.scheduler.errors import EngineError
 from ramify.scheduler.forest.ids import mix64
 
 _ALPHABET = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz012345", np.uint8)  # 32 characters: five bits of a hash each
+CRASHED = 70  # exit code of a process that was told to crash
 _VOCABULARY = 256  # one token a byte
 _PLACE_END, _PLACE_LENGTH, _PLACE_LOGPROB, _PLACE_TEXT = range(4)  # what a seed is hashed with
 
@@ -36,6 +39,7 @@ class SimulatedParams:
     end_probability: float = 0.15  # that a step is the chain's last
     context_tokens_max: int = 8_192
     waiting_rows_max: int = 1 << 20  # rows without a slot
+    crash_on: str = ""  # a chain that holds this text ends the engine's process at once, as a driver's fault would: for game days
 
     def __post_init__(self) -> None:
         if min(self.slots, self.step_tokens_min, self.prefill_tokens_per_s) <= 0:
@@ -66,12 +70,18 @@ class SimulatedEngine(EngineLoop):
     Args:
         params: the machine.
         sleep: waits for a number of seconds.
+        crash: ends the process.
     """
 
-    def __init__(self, params: SimulatedParams | None = None, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+    def __init__(
+        self,
+        params: SimulatedParams | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        crash: Callable[[], None] = lambda: os._exit(CRASHED),
+    ) -> None:
         self.params = params or SimulatedParams()
         super().__init__(_VOCABULARY, self.params.waiting_rows_max)
-        self._sleep = sleep
+        self._sleep, self._crash = sleep, crash
         self._calls: dict[int, _Call] = {}  # by ticket, in order of arrival
         # Columns of the rows that run, R of them.
         self._ticket = np.zeros(0, np.int64)
@@ -114,6 +124,8 @@ class SimulatedEngine(EngineLoop):
             _delimiter(params)
 
     def _submit(self, ticket: int, batch: StepBatch) -> None:
+        if self.params.crash_on and _holds(batch, self.params.crash_on.encode()):
+            self._crash()
         self._calls[ticket] = _Call(batch, draw(batch, self.params))
 
     def _cancel(self, ticket: int) -> None:
@@ -236,6 +248,11 @@ def draw(batch: StepBatch, model: SimulatedParams) -> StepResults:
         text=text,
         text_count=count,
     )
+
+
+def _holds(batch: StepBatch, text: bytes) -> bool:
+    """Whether one of the chains holds a text."""
+    return any(text in bytes(batch.tokens[start:end].tolist()) for start, end in itertools.pairwise(batch.offsets.tolist()))
 
 
 def _delimiter(params: StepParams) -> int:

@@ -1,0 +1,188 @@
+"""Engines as the shell sees them, and what is on its way to each."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ramify.scheduler.commands import Generate, Withdraw
+from ramify.scheduler.engines.base import ModelInfo, StepBatch, StepResults
+from ramify.scheduler.events import StepsLost, StepsSampled
+from ramify.scheduler.forest.forest import Hints
+from ramify.scheduler.forest.ids import mix64
+
+QUEUE_FACTOR = 2  # credits for each of an engine's slots: a full batch runs, another waits at its door
+REASON_CHARS_MAX = 200  # of what an engine failed with
+
+
+class EngineHandle(Protocol):
+    """An engine as the shell sees it, in this process or behind a Ray actor."""
+
+    @property
+    def name(self) -> str:
+        """Unique in the system."""
+        ...
+
+    async def describe(self) -> ModelInfo:
+        """What its model is; raises if the engine is not there, or can't go on."""
+        ...
+
+    def generate(self, batch: StepBatch, *, alone: bool = False) -> AsyncIterator[StepResults]:
+        """See `engines.base.Engine`; raises if the engine is lost.
+
+        Args:
+            batch: what to sample.
+            alone: nothing else may run on the engine meanwhile, whoever asks for it. Without a single row comes a first result
+                once that is so, and the batch begins.
+        """
+        ...
+
+
+class Stuck(NamedTuple):
+    """What of a job waits for an engine."""
+
+    reason: str
+    steps: int
+    since_s: float  # on the monotonic clock
+
+
+class Rows(NamedTuple):
+    """The steps of a call, R of them, by what their events are made of."""
+
+    hint: Hints
+    tree_id: NDArray[np.uint64]
+    node_id: NDArray[np.uint64]
+    attempt: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, commands: Sequence[Generate]) -> "Rows":
+        """Those of some commands, one after the other."""
+        columns = [(each.hint, each.tree_id, each.node_id, each.attempt) for each in commands]
+        return cls(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+
+    @property
+    def names(self) -> NDArray[np.uint64]:
+        """`[R]` one number for the names of each step."""
+        return mix64(self.tree_id, self.node_id)
+
+    def lost(self, rows: NDArray[np.int64], reason: str) -> StepsLost:
+        """The event that some of them will not be answered."""
+        return StepsLost(self.hint[rows], self.tree_id[rows], self.node_id[rows], self.attempt[rows], reason)
+
+    def sampled(self, results: StepResults) -> StepsSampled:
+        """An engine's results under the names of the nodes."""
+        at = results.row
+        return StepsSampled(
+            hint=self.hint[at],
+            tree_id=self.tree_id[at],
+            node_id=self.node_id[at],
+            tokens=results.tokens,
+            token_count=results.token_count,
+            text=results.text,
+            text_count=results.text_count,
+            logprob=results.logprob,
+            finish=results.finish,
+            score=np.full(len(at), np.nan, np.float32),
+            message=results.message,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """A batch that is under way."""
+
+    commands: list[Generate]
+    alone: bool
+    rows: Rows
+    guess: NDArray[np.bool_]  # [R] what is speculative
+    open: NDArray[np.bool_]  # [R] what has not been answered
+    begun: bool  # whether the engine may be at it
+    fault: str = ""  # why it was given up, where it was
+
+    @classmethod
+    def of(cls, commands: list[Generate], *, alone: bool) -> "Call":
+        """A call that is to sample the steps of some commands."""
+        rows = Rows.of(commands)
+        guess = np.repeat([each.speculative for each in commands], [len(each.hint) for each in commands])
+        return cls(commands, alone, rows, guess, np.ones(len(guess), np.bool_), begun=not alone)
+
+    def batch(self) -> StepBatch:
+        """All of its steps."""
+        tokens, offsets, groups = [], [np.zeros(1, np.int64)], []
+        params, of_group = list(dict.fromkeys(each.params for each in self.commands)), []
+        end, count = 0, 0
+        for each in self.commands:
+            tokens.append(each.tokens)
+            offsets.append(each.offsets[1:] + end)
+            groups.append(each.group + np.int32(count))
+            of_group.append(np.full(len(each.offsets) - 1, params.index(each.params), np.int32))
+            end, count = end + len(each.tokens), count + len(each.offsets) - 1
+        return StepBatch(
+            tokens=_joined(tokens),
+            offsets=_joined(offsets),
+            params=tuple(params),
+            group_params=_joined(of_group),
+            group=_joined(groups),
+            code=_joined([each.code for each in self.commands]),
+            seed=_joined([each.node_id for each in self.commands]),
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """An engine and what is on its way to it."""
+
+    engine: EngineHandle
+    key: int
+    info: ModelInfo | None = None  # None: it has never answered
+    alive: bool = False
+    reason: str = "it has not answered yet"  # why it is not alive
+    waiting: deque[Generate] = field(default_factory=deque)
+    speculative: deque[Generate] = field(default_factory=deque)  # sent when nothing else waits
+    suspects: deque[Generate] = field(default_factory=deque)  # were lost before: they may be what the engine dies of
+    under_way: int = 0  # steps
+    heard_s: float = 0.0  # when it last said something
+    calls: dict[asyncio.Task[None], Call] = field(default_factory=dict)
+
+    @property
+    def slots(self) -> int:
+        """Sequences that it runs at once."""
+        return self.info.slots if self.info else 0
+
+    @property
+    def credits(self) -> int:
+        """Steps that may still be sent."""
+        return QUEUE_FACTOR * self.slots - self.under_way
+
+    @property
+    def queued(self) -> int:
+        """Credits beyond the engine's slots: what is sent on them waits at its door, where no speculation shall stand."""
+        return (QUEUE_FACTOR - 1) * self.slots
+
+    @property
+    def queues(self) -> list[deque[Generate]]:
+        """All that has not been sent."""
+        return [self.waiting, self.speculative, self.suspects]
+
+    def serves(self, model: str, revision: str) -> bool:
+        """Whether it has a model; `revision` may be empty: any."""
+        return self.info is not None and self.info.name == model and revision in ("", self.info.revision)
+
+
+def names(command: Generate | Withdraw) -> NDArray[np.uint64]:
+    """`[R]` one number for the names of each step."""
+    return mix64(command.tree_id, command.node_id)
+
+
+def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def told(error: BaseException) -> str:
+    """What an engine failed with, in a line."""
+    first = str(error).strip().partition("\n")[0][:REASON_CHARS_MAX]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
