@@ -50,6 +50,7 @@ class Snapshots:
         t = forest.trees
         mine = (slot_of(t.tree_id[: t.size]) == slot) & np.isin(t.status[: t.size], OPEN)
         trees = np.flatnonzero(mine).astype(np.int32)
+        grows = mine & (t.status[: t.size] == TreeStatus.GROWING)
         scoring = np.flatnonzero(forest.status[: forest.size] == Status.SCORING).astype(np.int32)
         parts_of, held = dict[str, parts.Part](), 0
         for index in np.unique(t.plan[trees]).tolist():
@@ -58,7 +59,7 @@ class Snapshots:
             parts_of[plans[index].job_id] = replace(part, messages=told)
             held += len(part.nodes["node_id"])
         self._since[slot], self._held[slot] = 0, held
-        return Snapshot(slot, parts_of, node_rows(forest, scoring[mine[forest.tree[scoring]]]))
+        return Snapshot(slot, parts_of, node_rows(forest, scoring[grows[forest.tree[scoring]]]))
 
 
 def resume(forest: Forest, plan: JobPlan, trees: Rows) -> list[Command]:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.scheduler.forest.columns import NO_ROW, Nodes, Status, Trees
+from ramify.scheduler.forest.columns import NO_ROW, Nodes, Status, Trees, TreeStatus
 from ramify.scheduler.forest.forest import Forest
+from ramify.scheduler.forest.ids import mix64
 from ramify.scheduler.forest.segments import Rows
 from ramify.scheduler.forest.table import select
 
@@ -38,8 +39,8 @@ class Part:
 def cut(forest: Forest, trees: Rows) -> Part:
     """The trees `trees` `[T]` (sorted) with their live nodes.
 
-    Nodes that are with the verifier are told as still to be sampled, less what they hold: whoever restores the part has their
-    samples from elsewhere, and hands them in again.
+    Nodes of growing trees that are with the verifier are told as still to be sampled, less what they hold: whoever restores the
+    part has their samples from elsewhere, and hands them in again. In a tree that has ended nobody would ask for them: they stay.
     """
     t = forest.trees
     wanted = np.zeros(t.size, np.bool_)
@@ -54,7 +55,7 @@ def cut(forest: Forest, trees: Rows) -> Part:
     tree_columns["root"], tree_columns["best"] = new_row[tree_columns["root"]], new_row[tree_columns["best"]]
     columns = {name: forest.column(name)[rows] for name in NODE_COLUMNS}
     columns["tree"], columns["parent"] = new_tree[columns["tree"]], new_row[columns["parent"]]
-    scoring = columns["status"] == Status.SCORING
+    scoring = (columns["status"] == Status.SCORING) & (tree_columns["status"] == TreeStatus.GROWING)[columns["tree"]]
     np.subtract.at(tree_columns["spent"], columns["tree"][scoring], columns["token_count"][scoring].astype(np.int64))
     np.subtract.at(tree_columns["steps"], columns["tree"][scoring], np.int64(1))
     columns["status"][scoring] = Status.SAMPLING
@@ -91,8 +92,8 @@ def graft(forest: Forest, part: Part, plan: int) -> Rows:
         forest.column(name)[rows] = nodes[name]
     forest.tree[rows], forest.parent[rows] = trees[nodes["tree"]], row[nodes["parent"]]
     forest.place(rows, part.tokens, nodes["token_count"], part.text, nodes["text_count"])
-    sampling = rows[forest.status[rows] == Status.SAMPLING]
-    np.add.at(t.outstanding, forest.tree[sampling], np.int32(1))
+    in_flight = rows[forest.status[rows] <= Status.SCORING]
+    np.add.at(t.outstanding, forest.tree[in_flight], np.int32(1))
     forest.thread(rows)
     return trees
 
@@ -117,3 +118,27 @@ def some_trees(part: Part, which: NDArray[np.bool_]) -> Part:
         text=select(part.text, part.nodes["text_count"], nodes),
         messages={tree: message for tree, message in part.messages.items() if tree in kept},
     )
+
+
+def with_scores(part: Part, tree_id: NDArray[np.uint64], node_id: NDArray[np.uint64], score: NDArray[np.float32]) -> Part:
+    """The part with scores that were committed after it was cut: of steps that were sampled, but had none.
+
+    Where only whole chains are scored, a chain's steps get their scores when it ends.
+
+    Args:
+        part: of `cut`.
+        tree_id: `[S]`.
+        node_id: `[S]`; both together name a step, of the part or not.
+        score: `[S]` the last one of each step counts; NaN: none.
+    """
+    nodes = part.nodes
+    if not len(part):
+        return part
+    names = mix64(part.trees["tree_id"][nodes["tree"]], nodes["node_id"])
+    order = np.argsort(names)
+    wanted = mix64(tree_id, node_id)
+    at = order[np.minimum(np.searchsorted(names[order], wanted), len(names) - 1)]
+    here = (names[at] == wanted) & (nodes["status"][at] > Status.SCORING) & ~np.isnan(score)
+    scores = nodes["score"].copy()
+    scores[at[here]] = score[here]
+    return replace(part, nodes={**nodes, "score": scores})
