@@ -25,7 +25,7 @@ from ramify.scheduler.slots import in_slots
 FORGET_TREES = 1024  # trees that have ended are looked for among the steps when there are so many
 COMPACT_MIN = 4096  # steps below which freeing is not worth its cost
 
-Growing = Callable[[NDArray[np.uint64]], tuple[NDArray[np.bool_], NDArray[np.bool_]]]
+Growing = Callable[[NDArray[np.uint64]], tuple[NDArray[np.bool_], NDArray[np.int32]]]
 """See `Shard.growing`."""
 
 NO_TREES = np.empty(0, np.uint64)
@@ -167,8 +167,8 @@ class Journal:
         """Answer, of each tree, the held steps that were known first, and those that no decision knew.
 
         The latter were with the verifier: they go there again (see `_is_early`), and land when it answers; but they must be told
-        before the tree ends, for they were paid for. While a tree's answers are compared no decision about it is taken, so what
-        a later one was the first to know must wait.
+        before the tree ends, for they were paid for. While a tree's answers are compared no decision about it is taken: what the
+        one that waits for it was the first to know must be there by then, and what a later one was must not.
         """
         if not self._held:
             return []
@@ -177,8 +177,9 @@ class Journal:
         turn = np.where(known_at > 0, known_at, np.iinfo(np.int32).max)
         earliest = np.full(len(trees), np.iinfo(np.int32).max, np.int32)
         np.minimum.at(earliest, tree, turn)
-        grows, compares = growing(trees)
-        due, here = (turn == earliest[tree]) & ~compares[tree] | (known_at == 0), grows[tree]
+        grows, waits = growing(trees)
+        due = (turn == earliest[tree]) & ((waits == 0)[tree] | (turn <= waits[tree])) | (known_at == 0)
+        here = grows[tree]
         events: list[Event] = []
         kept: list[Held] = []
         start = 0
@@ -223,8 +224,8 @@ class Journal:
         mine = self._unknown[1, scored]
         if not len(mine):
             return False
-        _, compares = growing(mine)
-        early = bool(compares.any() or np.isin(mine, trees).any())
+        _, waits = growing(mine)
+        early = bool(waits.any() or np.isin(mine, trees).any())
         if not early:
             self._unknown = self._unknown[:, ~scored]
         return early

@@ -22,16 +22,16 @@ WORK = Work(plan(n=4), (0, 1))
 EVENT = admitted(WORK, WORK.problems)
 
 
-def all_grow(tree_id: NDArray[np.uint64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    return np.ones(len(tree_id), np.bool_), np.zeros(len(tree_id), np.bool_)
+def all_grow(tree_id: NDArray[np.uint64]) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:
+    return np.ones(len(tree_id), np.bool_), np.zeros(len(tree_id), np.int32)
 
 
-def none_grows(tree_id: NDArray[np.uint64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    return np.zeros(len(tree_id), np.bool_), np.zeros(len(tree_id), np.bool_)
+def none_grows(tree_id: NDArray[np.uint64]) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:
+    return np.zeros(len(tree_id), np.bool_), np.zeros(len(tree_id), np.int32)
 
 
-def all_compare(tree_id: NDArray[np.uint64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    return np.ones(len(tree_id), np.bool_), np.ones(len(tree_id), np.bool_)
+def all_compare(tree_id: NDArray[np.uint64]) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:
+    return np.ones(len(tree_id), np.bool_), np.ones(len(tree_id), np.int32)  # for decision 1
 
 
 def told(command: Generate, turns: list[int]) -> Journal:
@@ -134,9 +134,17 @@ def test_a_step_that_no_decision_knew_is_told_without_its_score() -> None:
 
 def test_while_answers_are_compared_no_turn_comes() -> None:
     command = asked()
-    journal = told(command, [1, 2, 3, 4, 1, 2, 3, 4])
+    journal = told(command, [2, 3, 4, 5, 2, 3, 4, 5])
     assert journal.answer([command], all_compare) == ([], [])
     assert len(steps(journal.answer([], all_grow)[1])) == 1
+
+
+def test_what_the_decision_knew_that_waits_for_answers_is_told() -> None:
+    command = asked()
+    journal = told(command, [1, 2, 1, 3])
+    _, events = journal.answer([command], all_compare)
+    assert [event.turn.tolist() for event in steps(events) if event.turn is not None] == [[1, 1]]
+    assert journal.answer([], all_compare)[1] == []
 
 
 def test_what_a_tree_that_has_ended_did_not_ask_for_is_dropped() -> None:
