@@ -26,9 +26,11 @@ class Landing:
         self.forest.land(rows, status)
         self.touched.append(self.forest.tree[rows])
 
-    def drop_unwanted(self, rows: Rows) -> Rows:
-        """Land the nodes among `rows` `[R]` whose chain was given up meanwhile; returns the others."""
+    def drop_unwanted(self, rows: Rows, spared: Rows | None = None) -> Rows:
+        """Land the nodes among `rows` `[R]` whose chain was given up meanwhile, unless they are `spared`; returns the others."""
         unwanted = self.forest.status[self.forest.parent[rows]] == Status.PRUNED
+        if spared is not None and len(spared):
+            unwanted &= ~np.isin(rows, spared)
         if unwanted.any():
             gone = rows[unwanted]
             self.score_changed(gone[self.forest.status[gone] == Status.SCORING])  # also if it has none: a replay must know when

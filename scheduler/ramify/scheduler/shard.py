@@ -98,13 +98,17 @@ class Shard:
         """Trees that are admitted and not yet committed or cancelled."""
         return int((self.forest.trees.status[: self.forest.trees.size] != TreeStatus.FREE).sum())
 
-    def growing(self, tree_id: NDArray[np.uint64]) -> tuple[Mask, Mask]:
-        """`[R]` whether each of the trees `[R]` is here and grows, and whether it does so while its answers are compared."""
-        trees, known = self.forest.trees.find(tree_id)
-        grows, compares = np.zeros(len(tree_id), np.bool_), np.zeros(len(tree_id), np.bool_)
-        grows[known] = self.forest.trees.status[trees] == TreeStatus.GROWING
-        compares[known] = self.forest.trees.comparing[trees]
-        return grows, grows & compares
+    def growing(self, tree_id: NDArray[np.uint64]) -> tuple[Mask, NDArray[np.int32]]:
+        """`[R]` whether each of the trees `[R]` is here and grows, and the decision that waits for its answers to be compared.
+
+        A decision is told by its number; 0 where none waits.
+        """
+        t = self.forest.trees
+        trees, known = t.find(tree_id)
+        grows, waits = np.zeros(len(tree_id), np.bool_), np.zeros(len(tree_id), np.int32)
+        grows[known] = t.status[trees] == TreeStatus.GROWING
+        waits[known] = np.where(t.comparing[trees], t.turn[trees] + 1, 0)
+        return grows, np.where(grows, waits, np.int32(0))
 
     def handle(self, events: Sequence[Event]) -> list[Command]:
         """Take events in order and say what is to be done next.
@@ -190,12 +194,14 @@ class Shard:
         )
         forest.score[rows] = event.score[new]
         forest.dirty[rows] = 0 if event.committed else Dirty.NODE
+        unlanded = rows[:0]
         if event.turn is not None:  # decisions go on being counted where they were, also those that no step is left of
             np.maximum.at(forest.trees.turn, forest.tree[rows], event.turn[new] - 1)
+            unlanded = rows[event.turn[new] == 0]  # the verifier had them: they land when it answers, as in every other replay
         rows = self._landing.refuse_long(rows, self._step_tokens_max(rows))
         failed = forest.finish[rows] == Finish.ERROR
         self._landing.give_up(rows[failed], event.message)
-        rows = self._landing.drop_unwanted(rows[~failed])
+        rows = self._landing.drop_unwanted(rows[~failed], unlanded)
         needs = np.isnan(forest.score[rows]) & self._is_scored(rows)
         forest.status[rows[needs]] = Status.SCORING
         self._landing.open(rows[~needs])
