@@ -18,7 +18,16 @@ import numpy as np
 
 from ramify.scheduler.commands import Check, Command, Commit, Compare, Generate, Score, Withdraw
 from ramify.scheduler.engines.base import Finish, StepParams
-from ramify.scheduler.events import Committed, Event, JobCancelled, StepsLost, StepsSampled, Tick, TreesAdmitted
+from ramify.scheduler.events import (
+    Committed,
+    Event,
+    JobCancelled,
+    StepsLost,
+    StepsSampled,
+    Tick,
+    TreesAdmitted,
+    TreesRestored,
+)
 from ramify.scheduler.forest.columns import Status, TreeStatus
 from ramify.scheduler.forest.ids import root_ids, tree_ids
 from ramify.scheduler.journal import Journal
@@ -32,6 +41,7 @@ FLUSH_MS = 5
 TURNS_MAX = 3000  # no search of these tests needs a tenth of it
 LOSSES_MAX = 3  # of one node by chance: fewer than `ShardLimits.tries_max`, so that none is given up
 LIVES_MAX = 30
+BY_CHANCE = -1  # as `snapshot_steps_min`: a small number
 
 
 def commit() -> str:
@@ -115,11 +125,13 @@ class World:
     seed: int = 0
     doomed: Callable[[int], bool] = lambda node_id: False  # nodes that every engine loses
     watch: Callable[["World", list[Event]], None] = lambda world, events: None  # called after every `handle`
-    limits: ShardLimits = field(default_factory=lambda: ShardLimits(flush_ms=FLUSH_MS))
+    limits: ShardLimits = field(default_factory=lambda: ShardLimits(flush_ms=FLUSH_MS, snapshot_steps_min=BY_CHANCE))
     _pending: list[tuple[int, float, Event | Write]] = field(init=False, default_factory=list)  # a heap, by due time
 
     def __post_init__(self) -> None:
         self.chance = random.Random(self.seed)
+        if self.limits.snapshot_steps_min == BY_CHANCE:
+            self.limits = replace(self.limits, snapshot_steps_min=random.Random(self.seed).randint(1, 8))
         self.now_ms = 1
         roots = [root_ids(work.seed, np.array(work.problems, np.int64)).tolist() for work in self.works]
         self.store = Store(
@@ -194,10 +206,13 @@ class World:
     def _begin(self) -> None:
         """The process starts, again: what was not committed is gone, and so is all that was under way."""
         self._pending = []
-        self.shard, self.journal = Shard(self.limits), Journal(self.store.journal())
+        recovered = self.recovered = self.store.recover(gone={*self.store.root_of} - {*self.open})
+        self.shard, self.journal = Shard(self.limits), Journal(recovered.journal)
         self.lives.append([])
+        admissible = {*self.open} - recovered.trees
         for work in self.works:
-            waiting = [problem for problem, tree in zip(work.problems, work.trees, strict=True) if tree in self.open]
+            self.feed([TreesRestored(work.plan, part) for part in recovered.parts.get(work.plan.job_id, [])])
+            waiting = [problem for problem, tree in zip(work.problems, work.trees, strict=True) if tree in admissible]
             while waiting:
                 size = self.chance.randint(1, len(waiting)) if self.weather.delay_ms_max > 1 else len(waiting)
                 self.later(admitted(work, waiting[:size]))
