@@ -5,9 +5,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
 import pytest
+from sqlalchemy import event
 
 from ramify.store import wakeup as wakeup_module
 from ramify.store.database import Database
+from ramify.store.errors import StoreUnavailable
 from ramify.store.jobs import Jobs
 from ramify.store.rows import change_and_record, job_row
 from ramify.store.uploads import Uploads
@@ -156,6 +158,37 @@ async def test_a_server_that_restarts_wakes_and_is_heard_again(postgres: Postgre
         await heard.connected()
         await tell(database, "again")
         assert await heard.next(1) == ["again"]
+    await database.close()
+
+
+async def test_a_server_that_comes_later_is_heard(postgres: Postgres, no_fallback: None) -> None:
+    database = Database(postgres.url)
+    postgres.stop()
+    with ear(database) as heard:
+        await heard.listener.wait(0)
+        assert not heard.wakeups.hears
+        await asyncio.to_thread(postgres.start)
+        await heard.connected()
+        await tell(database, "at last")
+        assert await heard.next(1) == ["at last"]
+    await database.close()
+
+
+async def test_a_commit_of_which_no_word_gets_out_is_a_commit(postgres: Postgres) -> None:
+    database = Database(postgres.url)
+    await database.migrate()
+    jobs, job = Jobs(database), await running_job(database)
+
+    def die(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "pg_notify" in statement:
+            postgres.stop("immediate")
+
+    event.listen(database.engine.sync_engine, "before_cursor_execute", die)
+    cancelled = await jobs.cancel(job.job_id)
+    with pytest.raises(StoreUnavailable):
+        await jobs.get(job.job_id)
+    postgres.start()
+    assert await jobs.get(job.job_id) == cancelled
     await database.close()
 
 
