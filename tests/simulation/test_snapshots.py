@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from ramify.scheduler.commands import Check, Compare, Generate, Score
-from ramify.scheduler.events import Event, TreesRestored
+from ramify.scheduler.events import Event, SlotsReleased, TreesRestored
 from ramify.scheduler.forest import parts
 from ramify.scheduler.forest.columns import TreeStatus
 from ramify.scheduler.journal import Journal
 from ramify.scheduler.shard import Shard
+from ramify.scheduler.slots import SLOTS
 from tests.simulation import fakes
-from tests.simulation.jobs import WORKS
+from tests.simulation.jobs import WORKS, assert_same
 from tests.simulation.races import RACES
 from tests.simulation.store import Name
 from tests.simulation.world import Weather, World, admitted
@@ -107,3 +108,36 @@ def test_a_restored_shard_equals_a_replayed_one(name: str) -> None:
                 world.turn()
             saved += assert_equal(world)
     assert saved > 0
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_slot_that_was_given_up_may_come_back(name: str) -> None:
+    """Before the shard has forgotten anything by itself, it gets back what it gave away a moment ago."""
+    for seed in range(2):
+        world = World(EVERY[name], replace(SLOW, delay_ms_max=20), seed)
+        trips = 0
+        while world.open:
+            world.turn()
+            if trips < 4 and world.store.steps and world.open:
+                trips += 1
+                give_and_take(world, tuple({tree % SLOTS for tree in world.open}))
+        world.check_ended()
+        assert len(world.lives) == 1
+        if name in WORKS:
+            assert_same(world, name)
+
+
+def give_and_take(world: World, slots: tuple[int, ...]) -> None:
+    """The shard gives slots up, and has them again as soon as that is durable."""
+    world.feed([SlotsReleased(slots)])
+    commits = world.commits
+    while world.shard._leaving or not any(set(slots) <= {*commit.released} for commit in world.store.commits[commits:]):
+        world.turn()
+    assert not {*world.shard.forest.trees.tree_id[: world.shard.forest.trees.size].tolist()} & {*world.open}
+    world.journal.release(slots)
+    recovered = world.store.recover()
+    world.journal.extend(recovered.journal)
+    for work in world.works:
+        world.feed([TreesRestored(work.plan, part) for part in recovered.parts.get(work.plan.job_id, [])])
+    for event in roots(world.works, {*world.open} - recovered.trees):
+        world.feed([event])

@@ -77,6 +77,7 @@ class Shard:
         self._committing = False
         self._flushed_ms = 0
         self._releasing: tuple[int, ...] = ()  # slots that are given up with the next commit
+        self._leaving = False  # the commit that is being written gives slots up
         self._retries = Counter[str]()  # by job, since the last commit that told of it
         self._snapshots = Snapshots(self.limits.snapshot_steps_min)
         self._apply: dict[type[Event], Callable[[Any], list[Command]]] = {
@@ -292,7 +293,13 @@ class Shard:
         forest.dirty[: forest.size] &= 0xFF ^ Dirty.COMMITTING
         self._free(np.flatnonzero(trees.status[: trees.size] == TreeStatus.COMMITTING))
         self._committing = False
-        return []
+        return self._part() if self._leaving else []
+
+    def _part(self) -> list[Command]:
+        """Forget the trees of slots that were given up: they may come back, and would be taken for known."""
+        found, self._leaving = self._advance(), False  # what is to be decided about is kept by row
+        self.forest.compact()
+        return found
 
     def _cancel(self, event: JobCancelled) -> list[Command]:
         trees = self.forest.trees
@@ -338,6 +345,7 @@ class Shard:
         self._sequence, self._committing, self._flushed_ms, self._releasing = sequence, True, now_ms, ()
         if not released:
             return [commit]
+        self._leaving = True
         trees = self.forest.trees
         return [replace(commit, released=released), *self._give_up(in_slots(trees.tree_id[: trees.size], released))]
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ramify.scheduler import collapse
-from ramify.scheduler.commands import Chains, Check, Command, Generate, NodeRows, Snapshot
+from ramify.scheduler.commands import Chains, Check, Command, Generate, NodeRows, Snapshot, Withdraw
 from ramify.scheduler.commits import node_rows
 from ramify.scheduler.forest import parts
 from ramify.scheduler.forest.columns import Status, TreeStatus
@@ -71,7 +71,11 @@ def resume(forest: Forest, plan: JobPlan, trees: Rows) -> list[Command]:
     growing[trees[status == TreeStatus.GROWING]] = True
     first = int(t.root[trees].min(initial=forest.size))
     rows = first + np.flatnonzero(forest.status[first : forest.size] == Status.SAMPLING)
-    found: list[Command] = [*Generate.of(forest, plan, rows[growing[forest.tree[rows]]].astype(np.int32))]
+    rows = rows[growing[forest.tree[rows]]].astype(np.int32)
+    found: list[Command] = [*Generate.of(forest, plan, rows)]
+    unwanted = rows[forest.status[forest.parent[rows]] == Status.PRUNED]
+    if len(unwanted):  # asked for all the same: the journal may have them
+        found.append(Withdraw(t.tree_id[forest.tree[unwanted]], forest.node_id[unwanted]))
     found += collapse.compare(forest, plan, trees[comparing & (status == TreeStatus.GROWING)])[0]
     found += collapse.vote(forest, plan, trees[status == TreeStatus.GROUPING])
     checking: NDArray[np.int32] = trees[status == TreeStatus.CHECKING]
