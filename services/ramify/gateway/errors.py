@@ -12,6 +12,7 @@ from ramify.store.errors import (
     CannotOpen,
     Conflict,
     Contention,
+    Damaged,
     DiskFull,
     Fenced,
     JobNotFound,
@@ -74,6 +75,7 @@ STATUS: Mapping[type[Exception], grpc.StatusCode] = MappingProxyType(
         SQLAlchemyError: grpc.StatusCode.UNAVAILABLE,  # what the database fails with otherwise
         # These have no caller: a gateway holds no slots, and does not serve before it listens and its store is open.
         Fenced: grpc.StatusCode.INTERNAL,
+        Damaged: grpc.StatusCode.DATA_LOSS,  # readers tell it beside what is whole
         CannotListen: grpc.StatusCode.INTERNAL,
         CannotOpen: grpc.StatusCode.INTERNAL,
         GatewayError: grpc.StatusCode.INTERNAL,

@@ -1,44 +1,81 @@
 """Commits: one transaction writes a segment of steps, snapshots, results, counters and events."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import select
-from sqlalchemy.dialects.postgresql import insert as insert_postgresql
-from sqlalchemy.dialects.sqlite import insert as insert_sqlite
+from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ramify.scheduler.commands import Commit, JobDelta, TreeResult
 from ramify.scheduler.slots import slot_of
 from ramify.store import segments as codec
-from ramify.store.clock import now_ms
-from ramify.store.database import Database
-from ramify.store.errors import Fenced
-from ramify.store.leases import Claim
-from ramify.store.rows import change, change_and_record
-from ramify.store.schema import jobs, results, segments, slots
+from ramify.store import snapshots as snapshot_codec
+from ramify.store.database import Database, insert_new
+from ramify.store.leases import Claim, Clock, Hold, check
+from ramify.store.rows import JobRow, change, change_and_record, locked
+from ramify.store.schema import jobs, results, segments, slots, snapshots
+from ramify.store.wakeup import Channel, notify
 from ramify.v1 import job_pb2
 
+SNAPSHOTS_KEPT = 2  # of a slot
+LOST = "lost "  # how the message of a problem begins whose steps were lost again and again
 
-async def write(database: Database, claim: Claim, commit: Commit, first_segment: dict[int, int]) -> int:
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A commit as bytes."""
+
+    segment: codec.Segment
+    snapshots: list[tuple[int, bytes]]  # slot and body
+    results: dict[str, list[bytes]]  # by job id, in the order of the delta's
+
+
+async def write(database: Database, clock: Clock, claim: Claim, commit: Commit, first_segment: Mapping[int, int]) -> int:
     """See `Work.commit`."""
-    nodes, scores = codec.encode_nodes(commit.nodes), codec.encode_scores(commit.scores)
+    # In a thread, and before the transaction, which is to be short. What may change meanwhile is copied.
+    encoded = await asyncio.to_thread(encode, commit, dict(first_segment) if commit.snapshots else {})
+    name = {"owner": claim.owner, "sequence": commit.sequence}
     async with database.write() as connection:
-        touched = touched_slots(commit) or claim.slots
-        await check(connection, claim, touched)
-        name = {"owner": claim.owner, "epoch": max(claim.epochs.values(), default=0), "sequence": commit.sequence}
-        values = {**name, "nodes": nodes, "scores": scores, "created_ms": now_ms()}
-        new = _insert(connection, segments).values(values).on_conflict_do_nothing().returning(segments.c.segment_id)
-        if (segment := await connection.scalar(new)) is not None:
-            for delta in commit.jobs:
-                await _add(connection, delta, segment, first_segment)
-        else:  # the first try was durable, its answer was lost
-            segment = (await connection.execute(select(segments.c.segment_id).filter_by(**name))).scalar_one()
-    for tree_id in np.unique(commit.nodes.tree_id).tolist():
-        first_segment.setdefault(tree_id, segment)
+        known = select(segments.c.segment_id).filter_by(**name)
+        if (segment := await connection.scalar(known)) is not None:
+            return int(segment)  # the first try was durable, its answer was lost
+        # The lock comes before the segment's id, so that the ids of a slot's commits rise in the order of the commits.
+        hold = Hold.ALONE if commit.released else Hold.SHARED
+        await check(connection, claim, touched_slots(commit) or claim.slots, hold)
+        now = await clock(connection)
+        made = encoded.segment
+        values = {
+            **name,
+            "nodes": made.nodes,
+            "scores": made.scores,
+            "checksum": made.checksum,
+            "trees": made.trees,
+            "trees_checksum": made.trees_checksum,
+            "created_ms": now,
+        }
+        new = insert_new(connection, segments).values(values).returning(segments.c.segment_id)
+        if (segment := await connection.scalar(new)) is None:  # the first try was just being written
+            return int((await connection.execute(known)).scalar_one())
+        for slot, body in encoded.snapshots:
+            await _add_snapshot(connection, slot, segment, body, now)
+        await _add_deltas(connection, commit, encoded, segment, first_segment, now)
+        if commit.released:
+            free = {"owner": "", "expires_ms": 0, "former": claim.owner}
+            await connection.execute(update(slots).where(slots.c.slot.in_(commit.released)).values(free))
+            await notify(connection, Channel.SLOTS)
     return int(segment)
+
+
+def encode(commit: Commit, first_segment: Mapping[int, int]) -> Encoded:
+    """All that a commit writes as bytes; `first_segment` is for its snapshots."""
+    return Encoded(
+        codec.seal(commit.nodes, commit.scores),
+        [(snapshot.slot, snapshot_codec.encode(snapshot, first_segment)) for snapshot in commit.snapshots],
+        {delta.job_id: [_result(result).SerializeToString() for result in delta.results] for delta in commit.jobs},
+    )
 
 
 def touched_slots(commit: Commit) -> tuple[int, ...]:
@@ -49,57 +86,81 @@ def touched_slots(commit: Commit) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-async def check(connection: AsyncConnection, claim: Claim, wanted: Sequence[int]) -> None:
-    """Raise `Fenced` unless the claim holds all of some slots."""
-    mine = select(slots.c.slot, slots.c.epoch).where(slots.c.slot.in_(wanted), slots.c.owner == claim.owner)
-    rows = await connection.execute(mine.order_by(slots.c.slot).with_for_update(read=True, key_share=True))
-    held = {row.slot: row.epoch for row in rows}
-    if lost := [slot for slot in wanted if slot not in held or held[slot] != claim.epochs.get(slot)]:
-        raise Fenced(claim.owner, lost)
+async def _add_snapshot(connection: AsyncConnection, slot: int, segment: int, body: bytes, now_ms: int) -> None:
+    values = {"slot": slot, "segment_id": segment, "body": body, "checksum": codec.checksum(body), "created_ms": now_ms}
+    await connection.execute(insert(snapshots).values(values))
+    newest = select(snapshots.c.segment_id).where(snapshots.c.slot == slot).order_by(snapshots.c.segment_id.desc())
+    oldest_kept = newest.limit(1).offset(SNAPSHOTS_KEPT - 1).scalar_subquery()
+    await connection.execute(snapshots.delete().where(snapshots.c.slot == slot, snapshots.c.segment_id < oldest_kept))
 
 
-async def _add(connection: AsyncConnection, delta: JobDelta, segment: int, first_segment: Mapping[int, int]) -> None:
-    """Write one job's results, counters and event."""
-    # Commits of one job take turns from here on: the counters, the cursor and the job's end follow from the row as it stands.
-    row = select(jobs).where(jobs.c.job_id == delta.job_id).with_for_update(key_share=True)
-    job = (await connection.execute(row)).one_or_none()
-    if job is None:
-        return
-    runs = job.state == job_pb2.JOB_STATE_RUNNING
-    new = await _add_results(connection, job.number, delta.results, segment, first_segment) if runs and delta.results else []
+async def _add_deltas(
+    connection: AsyncConnection, commit: Commit, encoded: Encoded, segment: int, first_segment: Mapping[int, int], now_ms: int
+) -> None:
+    """Write results, counters and events of every job that is still there.
+
+    Commits of one job take turns from here on: the counters, the cursor and the job's end follow from the row as it stands.
+    """
+    deltas = {delta.job_id: delta for delta in commit.jobs}
+    query = select(jobs).where(jobs.c.job_id.in_(deltas)).order_by(jobs.c.number)
+    for job in (await connection.execute(locked(query))).all() if deltas else []:
+        delta = deltas[job.job_id]
+        new = list[TreeResult]()
+        if job.state == job_pb2.JOB_STATE_RUNNING and delta.results:
+            new = await _add_results(connection, job.number, delta, encoded.results[delta.job_id], segment, first_segment)
+        await _add(connection, job, delta, new, now_ms)
+
+
+async def _add(connection: AsyncConnection, job: JobRow, delta: JobDelta, new: Sequence[TreeResult], now_ms: int) -> None:
+    """Write one job's counters and event; `new` are the results that were not there before."""
     changes = {
         "steps": job.steps + delta.steps,
         "tokens": job.tokens + delta.tokens,
+        "retries": job.retries + delta.retries,
         "wasted_tokens": job.wasted_tokens + sum(result.wasted_tokens for result in new),
         "problems_done": job.problems_done + len(new),
         "problems_solved": job.problems_solved + sum(result.verdict == job_pb2.VERDICT_CORRECT for result in new),
         "problems_failed": job.problems_failed + sum(result.outcome == job_pb2.OUTCOME_FAILED for result in new),
     }
-    if not runs:  # what was in flight when the job ended is counted, but its history has ended
+    if job.state != job_pb2.JOB_STATE_RUNNING:  # what was in flight when it ended is counted, but its history has ended
         await change(connection, job.number, **changes)
         return
     if changes["problems_done"] == job.problems_total:
-        changes |= {"state": job_pb2.JOB_STATE_DONE, "finished_ms": now_ms()}
-    await change_and_record(connection, job.number, **changes)
+        changes |= {"state": job_pb2.JOB_STATE_DONE, "finished_ms": now_ms}
+    await change_and_record(connection, job.number, at_ms=now_ms, notice=_set_aside(new), **changes)
 
 
 async def _add_results(
-    connection: AsyncConnection, job: int, found: Sequence[TreeResult], segment: int, first_segment: Mapping[int, int]
+    connection: AsyncConnection,
+    job: int,
+    delta: JobDelta,
+    bodies: Sequence[bytes],
+    segment: int,
+    first_segment: Mapping[int, int],
 ) -> list[TreeResult]:
     """Write results; those that were not there before."""
     rows = [
         {
             "job": job,
             "index": result.problem,
-            "body": _result(result).SerializeToString(),
+            "body": body,
             "segment_first": first_segment.get(result.tree_id, segment),
             "segment_last": segment,
         }
-        for result in found
+        for result, body in zip(delta.results, bodies, strict=True)
     ]
-    add = _insert(connection, results).on_conflict_do_nothing().returning(results.c.index)
+    add = insert_new(connection, results).returning(results.c.index)
     fresh = set((await connection.scalars(add, rows)).all())
-    return [result for result in found if result.problem in fresh]
+    return [result for result in delta.results if result.problem in fresh]
+
+
+def _set_aside(new: Sequence[TreeResult]) -> job_pb2.Notice | None:
+    lost = [result for result in new if result.outcome == job_pb2.OUTCOME_FAILED and result.message.startswith(LOST)]
+    if not lost:
+        return None
+    more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
+    text = f"problem {lost[0].problem} was set aside{more}: {lost[0].message}"
+    return job_pb2.Notice(kind=job_pb2.NOTICE_KIND_SET_ASIDE, text=text)
 
 
 def _result(result: TreeResult) -> job_pb2.Result:
@@ -118,8 +179,3 @@ def _result(result: TreeResult) -> job_pb2.Result:
     if not np.isnan(result.score):
         found.score = result.score
     return found
-
-
-def _insert(connection: AsyncConnection, table: Any) -> Any:
-    """INSERT that knows ON CONFLICT, which is not standard SQL."""
-    return (insert_sqlite if connection.dialect.name == "sqlite" else insert_postgresql)(table)

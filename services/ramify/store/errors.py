@@ -57,6 +57,10 @@ class UploadEnded(StoreError):
     """The upload was cancelled, undone by another call or expired while this call was at it."""
 
 
+class Damaged(StoreError):
+    """Bytes in the store are not what was written."""
+
+
 class Fenced(StoreError):
     """The writer holds some of its slots no more: another one has claimed them. It must stop, and nothing was written."""
 

@@ -1,20 +1,24 @@
 """Jobs as their submitters see them: states, histories, results, trees; and the models that they can use."""
 
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from sqlalchemy import Row, and_, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ramify.scheduler.commands import NodeRows
 from ramify.scheduler.forest.ids import tree_ids
-from ramify.store.clock import now_ms
+from ramify.store.clock import db_now_ms, now_ms
 from ramify.store.database import Database, Lock, take, to_its_end
 from ramify.store.errors import ProblemNotFound
-from ramify.store.rows import FINAL, change_and_record, job_message, job_row, problem_message
-from ramify.store.schema import events, jobs, models, problems, results
-from ramify.store.trees import read_trees
+from ramify.store.leases import read_waits, shard_of
+from ramify.store.rows import FINAL, JobRow, change_and_record, job_message, job_row, problem_message, timestamp
+from ramify.store.schema import events, jobs, leftovers, models, problems, results, shards, voids
+from ramify.store.segments import NO_STEPS
+from ramify.store.trees import read_archive, read_segments, read_voids
 from ramify.store.wakeup import Channel, notify
 from ramify.v1 import job_pb2
 
@@ -50,6 +54,7 @@ class TreeRead:
     problem: job_pb2.Problem
     result: job_pb2.Result | None
     nodes: NodeRows
+    damage: str  # what of it is lost; empty: nothing
 
 
 class Jobs:
@@ -62,7 +67,8 @@ class Jobs:
     async def get(self, job_id: str) -> job_pb2.Job:
         """One job. Raises `JobNotFound`."""
         async with self.database.read() as connection:
-            return job_message(await job_row(connection, job_id))
+            row = await job_row(connection, job_id)
+            return job_message(row, (await _waits(connection)).get(job_id, ()))
 
     @to_its_end
     async def page(self, size: int, before: int | None, state: int) -> tuple[list[job_pb2.Job], int | None]:
@@ -80,7 +86,9 @@ class Jobs:
             query = query.where(jobs.c.state == state)
         async with self.database.read() as connection:
             rows = (await connection.execute(query)).all()
-        return [job_message(row) for row in rows[:size]], rows[size - 1].number if len(rows) > size else None
+            waits = await _waits(connection)
+        found = [job_message(row, waits.get(row.job_id, ())) for row in rows[:size]]
+        return found, rows[size - 1].number if len(rows) > size else None
 
     @to_its_end
     async def cancel(self, job_id: str) -> job_pb2.Job:
@@ -122,12 +130,14 @@ class Jobs:
         found: list[job_pb2.Result] = []
         bytes_left = RESULT_BYTES_A_PAGE
         async with self.database.read() as connection:
-            query = _results_of((await job_row(connection, job_id)).number).where(results.c.index > after)
+            number = (await job_row(connection, job_id)).number
+            restarted = await _restarted(connection, number)
+            query = _results_of(number).where(results.c.index > after)
             async with connection.stream(query.order_by(results.c.index).limit(size + 1)) as rows:
                 async for row in rows:
                     if len(found) == size or bytes_left <= 0:
                         return found, found[-1].problem_index
-                    found.append(_result_message(row))
+                    found.append(_result_message(row, restarted))
                     bytes_left -= found[-1].ByteSize()
         return found, None
 
@@ -140,10 +150,10 @@ class Jobs:
                 raise ProblemNotFound(f"job {job_id} has no problem {index}: it has {job.problems_total}, counted from 0")
             at = and_(problems.c.job == job.number, problems.c.index == index)
             problem = (await connection.execute(select(problems).where(at))).one()
-            result = (await connection.execute(_results_of(job.number).where(results.c.index == index))).one_or_none()
-            first, last = (result.segment_first, result.segment_last) if result else (job.segment_floor + 1, None)
-            nodes = await read_trees(connection, first, last, tree_ids(job_id, np.array([index], np.int64)))
-        return TreeRead(job_message(job), problem_message(problem), _result_message(result) if result else None, nodes)
+            row = (await connection.execute(_results_of(job.number).where(results.c.index == index))).one_or_none()
+            result = None if row is None else _result_message(row, await _restarted(connection, job.number))
+            nodes, damage = await _steps(connection, job, index, problem.slot, row)
+        return TreeRead(job_message(job), problem_message(problem), result, nodes, damage)
 
     @to_its_end
     async def put_models(self, rows: Sequence[ModelRow]) -> None:
@@ -168,8 +178,56 @@ def _results_of(number: int) -> Any:
     return select(*columns).select_from(joined).where(results.c.job == number)
 
 
-def _result_message(row: Row[Any]) -> job_pb2.Result:
+def _result_message(row: Row[Any], restarted: Mapping[int, str]) -> job_pb2.Result:
     """A row of `results` joined with its problem."""
     result = job_pb2.Result.FromString(row.body)
     result.problem.CopyFrom(problem_message(row))
+    result.restarted = restarted.get(result.problem_index, "")
     return result
+
+
+async def _restarted(connection: AsyncConnection, job: int) -> dict[int, str]:
+    """Why trees of a job have lost steps on their way, by problem."""
+    query = select(voids.c.index, voids.c.reason).where(voids.c.job == job).order_by(voids.c.index, voids.c.first)
+    found = defaultdict[int, list[str]](list)
+    for index, reason in await connection.execute(query):
+        found[index].append(reason)
+    return {index: "; ".join(reasons) for index, reasons in found.items()}
+
+
+async def _steps(connection: AsyncConnection, job: JobRow, index: int, slot: int, result: Any) -> tuple[NodeRows, str]:
+    """The steps of a tree, wherever they lie, and what of them is lost."""
+    wanted = tree_ids(job.job_id, np.array([index], np.int64))
+    tree = int(wanted[0])
+    if result is not None:
+        first, last, archive = result.segment_first, result.segment_last, result.archive
+    else:
+        first, last = job.segment_floor + 1, None
+        left = select(leftovers.c.archive).where(leftovers.c.job == job.number, leftovers.c.slot == slot)
+        settled = (await connection.execute(left)).one_or_none()
+        if settled is not None and settled.archive is None:
+            return NO_STEPS, ""
+        archive = None if settled is None else settled.archive
+    if archive is not None:
+        return await read_archive(connection, archive, tree)
+    void = await read_voids(connection, and_(voids.c.job == job.number, voids.c.index == index))
+    found = await read_segments(connection, first, last, wanted, void)
+    return found.nodes, found.damage.get(tree, "")
+
+
+async def _waits(connection: AsyncConnection) -> dict[str, list[job_pb2.Wait]]:
+    """What jobs wait for, by job id, as shards that are alive have told last."""
+    alive = select(shards.c.owner, shards.c.waits).where(shards.c.expires_ms > await db_now_ms(connection))
+    found = defaultdict[str, list[job_pb2.Wait]](list)
+    for row in await connection.execute(alive.order_by(shards.c.owner)):
+        for wait in read_waits(row.waits):
+            found[wait.job_id].append(
+                job_pb2.Wait(
+                    what=wait.what,
+                    reason=wait.reason,
+                    count=wait.count,
+                    since_time=timestamp(wait.since_ms),
+                    shard=shard_of(row.owner),
+                )
+            )
+    return found

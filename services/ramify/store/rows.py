@@ -1,9 +1,10 @@
 """Rows of `jobs` and `problems` as messages, and the two ways to change a job."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from sqlalchemy import Row, Select, insert, select, update
+from sqlalchemy import ColumnElement, Row, Select, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ramify.store.clock import now_ms
@@ -13,6 +14,8 @@ from ramify.store.wakeup import Channel, notify
 from ramify.v1 import job_pb2
 
 FINAL = (job_pb2.JOB_STATE_DONE, job_pb2.JOB_STATE_CANCELLED)
+
+JOBS_A_STATEMENT = 1000  # databases bound the variables of a statement
 
 JobRow = Row[Any]
 
@@ -42,13 +45,44 @@ async def change(connection: AsyncConnection, number: int, **values: Any) -> Job
     return changed
 
 
-async def change_and_record(connection: AsyncConnection, number: int, **values: Any) -> JobRow:
-    """Change a job whose row is locked and write its state and counters into its history; its row afterwards."""
+async def change_and_record(
+    connection: AsyncConnection, number: int, *, at_ms: int | None = None, notice: job_pb2.Notice | None = None, **values: Any
+) -> JobRow:
+    """Change a job whose row is locked and write its state and counters into its history; its row afterwards.
+
+    Args:
+        connection: of the transaction.
+        number: of the job.
+        at_ms: time of the event; None: now, by this host's clock.
+        notice: what the event tells besides.
+        values: of the row.
+    """
     row = await change(connection, number, cursor=jobs.c.cursor + 1, **values)
-    event = job_pb2.JobEvent(cursor=row.cursor, time=timestamp(now_ms()), state=row.state, progress=progress_message(row))
-    await connection.execute(insert(events).values(job=number, cursor=row.cursor, body=event.SerializeToString()))
+    await connection.execute(insert(events).values(_event(row, now_ms() if at_ms is None else at_ms, notice)))
     await notify(connection, Channel.EVENTS, row.job_id)
     return row
+
+
+async def tell(
+    connection: AsyncConnection, which: ColumnElement[bool], notice: job_pb2.Notice, at_ms: int, **values: Any
+) -> None:
+    """Write a notice into the history of each running job of `which`, and change its row; locks the rows, by rising number."""
+    runs = select(jobs.c.number).where(jobs.c.state == job_pb2.JOB_STATE_RUNNING, which).order_by(jobs.c.number)
+    numbers = (await connection.scalars(locked(runs))).all()
+    for start in range(0, len(numbers), JOBS_A_STATEMENT):
+        some = jobs.c.number.in_(numbers[start : start + JOBS_A_STATEMENT])
+        changed = update(jobs).where(some).values(cursor=jobs.c.cursor + 1, **values).returning(jobs)
+        rows = (await connection.execute(changed)).all()
+        await connection.execute(insert(events), [_event(row, at_ms, notice) for row in rows])
+        for row in rows:
+            await notify(connection, Channel.EVENTS, row.job_id)
+
+
+def _event(row: JobRow, at_ms: int, notice: job_pb2.Notice | None) -> dict[str, Any]:
+    body = job_pb2.JobEvent(
+        cursor=row.cursor, time=timestamp(at_ms), state=row.state, progress=progress_message(row), notice=notice
+    )
+    return {"job": row.number, "cursor": row.cursor, "body": body.SerializeToString()}
 
 
 def timestamp(milliseconds: int | None) -> Timestamp | None:
@@ -70,11 +104,14 @@ def progress_message(row: JobRow) -> job_pb2.Progress:
         steps=row.steps,
         tokens=row.tokens,
         wasted_tokens=row.wasted_tokens,
+        retries=row.retries,
+        takeovers=row.takeovers,
+        restarts=row.restarts,
     )
 
 
-def job_message(row: JobRow) -> job_pb2.Job:
-    """A row of `jobs`."""
+def job_message(row: JobRow, waits: Sequence[job_pb2.Wait] = ()) -> job_pb2.Job:
+    """A row of `jobs`, and what the job waits for."""
     return job_pb2.Job(
         job_id=row.job_id,
         request_id=row.request_id,
@@ -84,6 +121,8 @@ def job_message(row: JobRow) -> job_pb2.Job:
         create_time=timestamp(row.created_ms),
         start_time=timestamp(row.started_ms),
         finish_time=timestamp(row.finished_ms),
+        waits=waits,
+        pins=job_pb2.Pins(generator=row.pin_generator, verifier=row.pin_verifier, checker=row.pin_checker),
     )
 
 

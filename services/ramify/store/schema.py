@@ -2,6 +2,7 @@
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     ForeignKey,
     Index,
@@ -12,10 +13,11 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 
-SLOTS = 64  # logical shards: a tree belongs to slot tree_id % SLOTS for ever
+from ramify.scheduler.slots import SLOTS as SLOTS
 
 metadata = MetaData()
 
@@ -38,8 +40,16 @@ jobs = Table(
     Column("steps", BigInteger, nullable=False, default=0),
     Column("tokens", BigInteger, nullable=False, default=0),
     Column("wasted_tokens", BigInteger, nullable=False, default=0, server_default="0"),  # of those, spent on speculation in vain
+    Column("retries", BigInteger, nullable=False, default=0, server_default="0"),  # steps that were lost and asked for again
+    Column("takeovers", BigInteger, nullable=False, default=0, server_default="0"),  # of slots, from shards that had ended
+    Column("restarts", BigInteger, nullable=False, default=0, server_default="0"),  # trees that have lost steps to damage
     Column("cursor", BigInteger, nullable=False, default=0),  # of the job's last event
     Column("segment_floor", BigInteger, nullable=False, default=0),  # no segment up to this one holds a step of the job
+    Column("pin_generator", String(128), nullable=False, default="", server_default=""),  # revisions; empty: none yet
+    Column("pin_verifier", String(128), nullable=False, default="", server_default=""),
+    Column("pin_checker", String(128), nullable=False, default="", server_default=""),
+    # Of a cancelled job: the steps of its trees without a result are archived. A job that is done has none.
+    Column("settled", Boolean, nullable=False, default=False, server_default=false()),
     Column("uploader", String(32), nullable=False),  # the call that brought the latest problems: it alone may undo the upload
     Column("touched_ms", BigInteger, nullable=False),  # latest sign of life of the upload
     Column("created_ms", BigInteger, nullable=False),
@@ -76,19 +86,77 @@ results = Table(
     Column("body", LargeBinary, nullable=False),  # Result without its problem
     Column("segment_first", BigInteger, nullable=False),  # the tree's steps lie in these segments
     Column("segment_last", BigInteger, nullable=False),
+    Column("archive", BigInteger),  # or in this archive, once they have been moved
+    Index("results_to_archive", "job", "index", sqlite_where=text("archive IS NULL"), postgresql_where=text("archive IS NULL")),
 )
 
+# Ids rise for ever: of two commits of one slot the later one has the larger id.
 segments = Table(
     "segments",
     metadata,
     Column("segment_id", Serial, primary_key=True),
     Column("owner", String(64), nullable=False),
-    Column("epoch", BigInteger, nullable=False),
     Column("sequence", BigInteger, nullable=False),
     Column("nodes", LargeBinary, nullable=False),  # Arrow IPC, zstd: NodeRows
     Column("scores", LargeBinary, nullable=False),  # Arrow IPC, zstd: ScoreRows
+    Column("checksum", BigInteger),  # CRC-32 of nodes and then scores; NULL: of a version that made none
+    Column("trees", LargeBinary),  # ids of the trees that it holds something of, sorted: u64, little-endian; NULL: likewise
+    Column("trees_checksum", BigInteger),  # CRC-32 of them
     Column("created_ms", BigInteger, nullable=False),
-    UniqueConstraint("owner", "epoch", "sequence", name="segments_once"),
+    UniqueConstraint("owner", "sequence", name="segments_once"),
+    sqlite_autoincrement=True,
+)
+
+# Copies of the open trees of a slot as they were when the commit of that segment was durable; of each slot the newest two.
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("slot", Integer, primary_key=True, autoincrement=False),
+    Column("segment_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("body", LargeBinary, nullable=False),  # see snapshots.py
+    Column("checksum", BigInteger, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+)
+
+# Steps of trees that have ended, so that segments need not be kept for them.
+archives = Table(
+    "archives",
+    metadata,
+    Column("archive_id", Serial, primary_key=True),
+    Column("job", ForeignKey("jobs.number", ondelete="CASCADE"), nullable=False, index=True),
+    Column("body", LargeBinary, nullable=False),  # Arrow IPC, zstd: NodeRows
+    Column("checksum", BigInteger, nullable=False),
+    Column("damage", Text, nullable=False),  # JSON: by tree id, what was lost before the tree was archived
+)
+
+# Slots in which a cancelled job's trees without a result are archived.
+leftovers = Table(
+    "leftovers",
+    metadata,
+    Column("job", ForeignKey("jobs.number", ondelete="CASCADE"), primary_key=True),
+    Column("slot", Integer, primary_key=True, autoincrement=False),
+    Column("archive", BigInteger),  # NULL: there are no steps
+)
+
+# Steps that don't count: those of a tree in some segments, of which one was damaged when the tree was recovered.
+voids = Table(
+    "voids",
+    metadata,
+    Column("job", ForeignKey("jobs.number", ondelete="CASCADE"), primary_key=True),
+    Column("index", BigInteger, primary_key=True),
+    Column("first", BigInteger, primary_key=True, autoincrement=False),  # segment
+    Column("last", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+)
+
+# Damaged segments that a slot's recovery has found and dealt with, by `voids`.
+damages = Table(
+    "damages",
+    metadata,
+    Column("segment_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("slot", Integer, primary_key=True, autoincrement=False),
+    Column("reason", Text, nullable=False),
+    Column("found_ms", BigInteger, nullable=False),
 )
 
 events = Table(
@@ -99,12 +167,30 @@ events = Table(
     Column("body", LargeBinary, nullable=False),  # JobEvent
 )
 
+# One row for each slot, always.
 slots = Table(
     "slots",
     metadata,
     Column("slot", Integer, primary_key=True, autoincrement=False),
-    Column("epoch", BigInteger, nullable=False),  # rises with every claim
-    Column("owner", String(64), nullable=False),
+    Column("epoch", BigInteger, nullable=False, default=0),  # rises with every claim
+    Column("owner", String(64), nullable=False, default=""),  # empty: free
+    Column("expires_ms", BigInteger, nullable=False, default=0, server_default="0"),  # when the lease ends
+    Column("load", BigInteger, nullable=False, default=0, server_default="0"),  # live chains, as its owner has told last
+    Column("floor", BigInteger, nullable=False, default=0, server_default="0"),  # it needs no segment below this one
+    Column(
+        "former", String(64), nullable=False, default="", server_default=""
+    ),  # who has released it; empty: nobody, or it is not free
+)
+
+shards = Table(
+    "shards",
+    metadata,
+    Column("owner", String(64), primary_key=True),
+    Column("started_ms", BigInteger, nullable=False),
+    Column("seen_ms", BigInteger, nullable=False),
+    Column("expires_ms", BigInteger, nullable=False),  # it is taken for alive until then
+    Column("draining", Boolean, nullable=False),
+    Column("waits", Text, nullable=False),  # JSON: a list of leases.Wait
 )
 
 models = Table(

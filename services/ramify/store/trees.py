@@ -1,43 +1,78 @@
-"""Reading the steps of trees out of the segments."""
+"""Steps of single trees, wherever they lie, and what of them is lost."""
 
 import asyncio
+import json
+from collections import defaultdict
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ramify.scheduler.commands import NodeRows
+from ramify.scheduler.forest.ids import tree_ids
 from ramify.store import segments as codec
-from ramify.store.schema import segments
+from ramify.store.errors import Damaged
+from ramify.store.reading import Reader, Trees, Voids, all_of
+from ramify.store.schema import archives, jobs, voids
 
-SEGMENTS_A_READ = 64  # bounds the memory that a read takes beyond what it returns
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The steps of some trees."""
+
+    nodes: NodeRows  # in the order of their commits; those below a step that is lost are left out
+    damage: dict[int, str]  # by tree id: what is lost
 
 
-async def read_trees(connection: AsyncConnection, first: int, last: int | None, wanted: NDArray[np.uint64]) -> NodeRows:
-    """The committed steps of the trees `wanted` `[T]` (tree ids), in the order of their commits.
+async def read_voids(connection: AsyncConnection, which: ColumnElement[bool]) -> Voids:
+    """The voids of some jobs; `which` is a condition on `jobs` and `voids`."""
+    query = select(jobs.c.job_id, voids.c.index.label("problem"), voids.c.first, voids.c.last).join_from(voids, jobs).where(which)
+    rows = (await connection.execute(query)).all()
+    names = [tree_ids(row.job_id, np.array([row.problem], np.int64)) for row in rows]
+    first, last = (np.array([getattr(row, name) for row in rows], np.int64) for name in ("first", "last"))
+    return Voids(np.concatenate([np.empty(0, np.uint64), *names]), first, last)
+
+
+async def read_segments(connection: AsyncConnection, first: int, last: int | None, wanted: Trees, void: Voids) -> Found:
+    """Steps out of the segments.
 
     Args:
         connection: with one consistent view.
         first: segment to start with.
         last: segment to end with; None: the latest.
-        wanted: ids of the trees.
+        wanted: `[T]` ids of the trees.
+        void: steps that don't count.
     """
-    found: list[tuple[pa.Table, pa.Table]] = []
-    query = select(segments.c.segment_id, segments.c.nodes, segments.c.scores).order_by(segments.c.segment_id)
-    if last is not None:
-        query = query.where(segments.c.segment_id <= last)
-    while True:
-        page = query.where(segments.c.segment_id >= first).limit(SEGMENTS_A_READ)
-        rows = (await connection.execute(page)).all()
-        # In a thread: to unpack megabytes would hold up every other call.
-        found += await asyncio.to_thread(_cut, [(row.nodes, row.scores) for row in rows], wanted)
-        if len(rows) < SEGMENTS_A_READ:
-            return await asyncio.to_thread(codec.decode, found)
-        first = rows[-1].segment_id + 1
+    reader = Reader(connection)
+    wanted = np.unique(wanted)
+    holdings = await reader.holdings(first, last, all_of(wanted, void))
+    pieces = await reader.pieces(holdings)
+    nodes = await asyncio.to_thread(codec.decode, [(piece.nodes, piece.scores) for piece in pieces])
+    if not reader.damages:
+        return Found(nodes, {})
+    of = {holding.segment_id: holding.trees for holding in holdings}
+    damage = defaultdict[int, list[str]](list)
+    for segment, reason in sorted(reader.damages.items()):
+        unknown = segment in reader.unknown
+        verb = "may be lost" if unknown else "are lost"
+        for tree in (void.less(segment, wanted) if unknown else of[segment]).tolist():
+            damage[tree].append(f"segment {segment} is damaged ({reason}): steps that it held {verb}")
+    return Found(await asyncio.to_thread(codec.rooted, nodes), {tree: "; ".join(told) for tree, told in damage.items()})
 
 
-def _cut(bodies: list[tuple[Any, Any]], wanted: NDArray[np.uint64]) -> list[tuple[pa.Table, pa.Table]]:
-    return [codec.of_trees(nodes, scores, wanted) for nodes, scores in bodies]
+async def read_archive(connection: AsyncConnection, archive: int, tree: int) -> tuple[NodeRows, str]:
+    """Steps of one tree out of an archive, and what of them is lost."""
+    query = select(archives.c.body, archives.c.checksum, archives.c.damage).where(archives.c.archive_id == archive)
+    row = (await connection.execute(query)).one()
+    try:
+        nodes = await asyncio.to_thread(_of_archive, row, tree)
+    except Damaged as error:
+        return codec.NO_STEPS, f"archive {archive} is damaged ({error}): the tree's steps are lost"
+    return nodes, str(json.loads(row.damage).get(str(tree), ""))
+
+
+def _of_archive(row: Any, tree: int) -> NodeRows:
+    codec.verify(row.checksum, row.body)
+    return codec.decode_nodes(row.body, np.array([tree], np.uint64))

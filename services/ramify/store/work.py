@@ -3,15 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import and_, insert, select
+import numpy as np
+from sqlalchemy import and_, case, select, update
 
 from ramify.scheduler.commands import Commit
-from ramify.store import commits
+from ramify.store import archive, commits, leases, recovery
+from ramify.store.archive import Swept
 from ramify.store.clock import db_now_ms
 from ramify.store.database import Database, to_its_end
+from ramify.store.errors import Fenced
 from ramify.store.leases import Beat, Claim, Clock, Report, Wait
+from ramify.store.ledger import Ledger
 from ramify.store.recovery import Recovered, Restarted
-from ramify.store.schema import jobs, problems, results, slots
+from ramify.store.rows import JobRow
+from ramify.store.schema import jobs, problems, results
 from ramify.v1 import job_pb2
 
 __all__ = ["Beat", "Claim", "OpenJob", "Pins", "Recovered", "Report", "Restarted", "Swept", "Wait", "WaitingProblem", "Work"]
@@ -47,14 +52,6 @@ class WaitingProblem:
     reference: str
 
 
-@dataclass(frozen=True, slots=True)
-class Swept:
-    """What a sweep has deleted."""
-
-    segments: int
-    jobs: int
-
-
 class Work:
     """See the module. Every method is one or more transactions that run to their end, though their caller be cancelled.
 
@@ -66,6 +63,14 @@ class Work:
         """`clock`: the time on which leases are made and judged, in milliseconds; for tests."""
         self.database = database
         self._clock = clock
+        self._ledgers: dict[str, Ledger] = {}  # by owner
+
+    def _ledger(self, claim: Claim) -> Ledger:
+        if claim.owner not in self._ledgers:
+            shard = leases.shard_of(claim.owner)  # whose earlier owners have ended
+            self._ledgers = {owner: known for owner, known in self._ledgers.items() if leases.shard_of(owner) != shard}
+            self._ledgers[claim.owner] = Ledger()
+        return self._ledgers[claim.owner]
 
     # --- leases -----------------------------------------------------------------------------------------------------
 
@@ -81,7 +86,8 @@ class Work:
             ttl_ms: the shard is alive, and holds its slots, for so long from now on.
             report: what it tells.
         """
-        raise NotImplementedError
+        async with self.database.write() as connection:
+            return await leases.beat(connection, self._clock, owner, ttl_ms, report)
 
     @to_its_end
     async def claim(self, owner: str, wanted: Sequence[int], ttl_ms: int) -> Claim:
@@ -97,24 +103,20 @@ class Work:
         Returns:
             The claim on those of `wanted` that could be taken: fewer, or none, if others hold them or are just at them.
         """
-        async with self.database.write() as connection:  # TODO: leases
-            rows = (await connection.execute(select(slots).where(slots.c.slot.in_(wanted)).with_for_update())).all()
-            epochs = dict.fromkeys(wanted, 1) | {row.slot: row.epoch + 1 for row in rows}
-            await connection.execute(slots.delete().where(slots.c.slot.in_(wanted)))
-            if wanted:
-                values = [{"slot": slot, "epoch": epoch, "owner": owner} for slot, epoch in epochs.items()]
-                await connection.execute(insert(slots), values)
-        return Claim(owner, epochs)
+        async with self.database.write() as connection:
+            return await leases.claim(connection, self._clock, owner, wanted, ttl_ms)
 
     @to_its_end
     async def release(self, claim: Claim, slots: Sequence[int]) -> None:
         """Give up slots, so that anybody may have them at once; of those that are the claim's no more nothing changes."""
-        raise NotImplementedError
+        async with self.database.write() as connection:
+            await leases.release(connection, claim, slots)
 
     @to_its_end
     async def leave(self, owner: str) -> None:
         """Take a shard off the list of those that are alive; what it holds stays its own to the end of the lease."""
-        raise NotImplementedError
+        async with self.database.write() as connection:
+            await leases.leave(connection, owner)
 
     # --- problems ---------------------------------------------------------------------------------------------------
 
@@ -125,7 +127,7 @@ class Work:
         async with self.database.read() as connection:
             rows = (await connection.execute(query)).all()
         return [
-            OpenJob(row.number, row.job_id, job_pb2.JobSpec.FromString(row.spec), row.problems_total, row.started_ms, Pins())
+            OpenJob(row.number, row.job_id, job_pb2.JobSpec.FromString(row.spec), row.problems_total, row.started_ms, _pins(row))
             for row in rows
         ]
 
@@ -162,7 +164,14 @@ class Work:
         Raises:
             Fenced: a slot of the claim is another's by now; nothing was written.
         """
-        raise NotImplementedError
+        async with self.database.write() as connection:
+            await leases.check(connection, claim, claim.slots, leases.Hold.SHARED)
+            given = {"generator": generator, "verifier": verifier, "checker": checker}
+            columns = {role: jobs.c[f"pin_{role}"] for role in given}
+            values = {column: case((column == "", given[role]), else_=column) for role, column in columns.items()}
+            pinned = update(jobs).where(jobs.c.job_id == job_id).values(values).returning(*columns.values())
+            row = (await connection.execute(pinned)).one_or_none()
+        return Pins(**given) if row is None else Pins(*row)
 
     # --- steps ------------------------------------------------------------------------------------------------------
 
@@ -183,7 +192,18 @@ class Work:
         Raises:
             Fenced: slots that the commit touches are another's by now; nothing was written.
         """
-        return await commits.write(self.database, claim, commit, first_segment)
+        ledger = self._ledger(claim)
+        trees = np.unique(commit.nodes.tree_id).tolist()
+        ledger.begin(trees)
+        try:
+            segment = await commits.write(self.database, self._clock, claim, commit, first_segment)
+        except Fenced:
+            self._ledgers.pop(claim.owner, None)
+            raise
+        ledger.done(segment, trees, [result.tree_id for delta in commit.jobs for result in delta.results], commit.released)
+        for tree_id in trees:
+            first_segment.setdefault(tree_id, segment)
+        return segment
 
     @to_its_end
     async def recover(self, claim: Claim) -> Recovered:
@@ -195,19 +215,20 @@ class Work:
         Raises:
             Fenced: a slot of the claim is another's by now.
         """
-        raise NotImplementedError
+        found = await recovery.recover(self.database, self._clock, claim)
+        self._ledger(claim).recovered(claim.epochs, found.first_segment)
+        return found
 
     # --- what has ended ---------------------------------------------------------------------------------------------
 
     @to_its_end
-    async def archive(self, claim: Claim, first_segment: dict[int, int], limit: int) -> int:
+    async def archive(self, claim: Claim, limit: int) -> int:
         """Move steps of trees that have ended out of the segments, and free the segments that the claim's slots need no more.
 
         Slots that this object has not recovered are left alone.
 
         Args:
             claim: the writer's right.
-            first_segment: see `commit`; trees that were given up are to be taken out of it.
             limit: trees at most; a few thousand is a good number, for a call reads all segments that they spread over.
 
         Returns:
@@ -216,7 +237,7 @@ class Work:
         Raises:
             Fenced: a slot of the claim is another's by now; nothing was written.
         """
-        raise NotImplementedError
+        return await archive.archive(self.database, self._clock, claim, self._ledger(claim), limit)
 
     @to_its_end
     async def sweep(self, retention_ms: int | None) -> Swept:
@@ -225,4 +246,8 @@ class Work:
         Args:
             retention_ms: jobs that ended longer ago are deleted with all that is theirs; None: none is.
         """
-        raise NotImplementedError
+        return await archive.sweep(self.database, self._clock, retention_ms)
+
+
+def _pins(row: JobRow) -> Pins:
+    return Pins(row.pin_generator, row.pin_verifier, row.pin_checker)

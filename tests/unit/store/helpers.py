@@ -1,5 +1,6 @@
 """Short ways to say what the store's tests need."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ NO_SCORES = ScoreRows(np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0
 TTL_MS = 15_000
 EMPTY = Chunk(0, [], False)
 LAST = Chunk(0, [], True)
+_incarnations = itertools.count(1)
 
 
 def chunk(offset: int, *texts: str, last: bool = False) -> Chunk:
@@ -39,8 +41,14 @@ async def running_job(database: Database, problems: int = 2, request_id: str = "
     return await Uploads(database).create(request_id, SPEC, FILLED, chunk(0, *texts, last=True), "call")
 
 
-async def all_slots(work: Work, owner: str = "shard:0") -> Claim:
-    return await work.claim(owner, range(SLOTS), TTL_MS)
+def incarnation(shard: str = "shard:0") -> str:
+    """The name of an owner that there was none of before."""
+    return f"{shard}@{next(_incarnations)}"
+
+
+async def all_slots(work: Work, shard: str = "shard:0") -> Claim:
+    """A claim on every slot by a new incarnation of a shard."""
+    return await work.claim(incarnation(shard), range(SLOTS), TTL_MS)
 
 
 async def open_job(work: Work) -> OpenJob:

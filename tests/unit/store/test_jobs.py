@@ -6,7 +6,7 @@ import itertools
 import pytest
 
 from ramify.store import jobs as jobs_module
-from ramify.store import trees as trees_module
+from ramify.store import reading
 from ramify.store.database import Database
 from ramify.store.errors import JobNotFound, ProblemNotFound
 from ramify.store.jobs import Jobs, ModelRow
@@ -180,7 +180,8 @@ async def test_results_may_come_between_two_pages(jobs: Jobs) -> None:
 
 
 async def test_a_tree_is_read_from_its_own_segments(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trees_module, "SEGMENTS_A_READ", 2)
+    for name in ("INDEXES_A_READ", "BODIES_A_READ"):
+        monkeypatch.setattr(reading, name, 2)
     before = await running_job(jobs.database, 1, "before")
     work = Work(jobs.database)
     claim, first = await all_slots(work), dict[int, int]()

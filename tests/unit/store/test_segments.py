@@ -14,7 +14,18 @@ from hypothesis.strategies import DrawFn
 from ramify.scheduler.commands import NodeRows, ScoreRows
 from ramify.scheduler.engines.base import Finish
 from ramify.store import segments
-from ramify.store.segments import NO_STEPS, PLAIN, concat, decode, encode_nodes, encode_scores, of_trees, take
+from ramify.store.segments import (
+    NO_STEPS,
+    PLAIN,
+    checksum,
+    concat,
+    decode,
+    encode_nodes,
+    encode_scores,
+    of_trees,
+    open_segment,
+    take,
+)
 from tests.unit.store.helpers import NO_SCORES, Step, node_ids, rows, scores, texts
 
 T = TypeVar("T")
@@ -68,7 +79,11 @@ def every_tree(*parts: NodeRows) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
 
 def read(*written: tuple[NodeRows, ScoreRows], wanted: np.ndarray[tuple[int], np.dtype[np.uint64]] | None = None) -> NodeRows:
     trees = every_tree(*(nodes for nodes, _ in written)) if wanted is None else wanted
-    return decode([of_trees(encode_nodes(nodes), encode_scores(late), trees) for nodes, late in written])
+    return decode([of_trees(*opened(encode_nodes(nodes), encode_scores(late)), trees) for nodes, late in written])
+
+
+def opened(nodes: bytes, late: bytes) -> tuple[pa.Table, pa.Table]:
+    return open_segment(nodes, late, checksum(nodes, late))
 
 
 @given(node_rows())
@@ -146,8 +161,8 @@ def test_segments_from_before_turns_decode_beside_new_ones(order: int) -> None:
     new, old = rows(Step(1, 6, text=b"new", turn=9)), rows(Step(1, 5, text=b"old", turn=8))
     tree = np.array([1], np.uint64)
     parts = [
-        of_trees(without_turn(encode_nodes(old)), without_turn(encode_scores(scores((1, 5, 0.25), turn=8))), tree),
-        of_trees(encode_nodes(new), encode_scores(scores((1, 6, 0.75), turn=9)), tree),
+        of_trees(*opened(without_turn(encode_nodes(old)), without_turn(encode_scores(scores((1, 5, 0.25), turn=8)))), tree),
+        of_trees(*opened(encode_nodes(new), encode_scores(scores((1, 6, 0.75), turn=9))), tree),
     ]
     found = decode(parts[::order])
     assert sorted(zip(node_ids(found), texts(found), found.turn.tolist(), found.score.tolist(), strict=True)) == [
