@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SLOTS = 64
-UNEVEN = 0.25  # a slot moves for its load's sake where that evens out at least this share of the mean load of a shard
+UNEVEN = 0.25  # slots move for their load's sake where that evens out more than this share of the mean load of a shard
 
 
 def slot_of(tree_id: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -40,9 +40,10 @@ def assign(views: Sequence[SlotView], shards: Sequence[str]) -> Mapping[int, str
     """Which shard is to hold which slot.
 
     What is nobody's goes to the shards with the fewest slots. Then slots move from the shards with the most slots to those with
-    the fewest, until their numbers differ by one at most; then, one at a time, from the shard with the heaviest load to the one
-    with the lightest, where that makes the difference clearly smaller. No slot moves without need: once everyone holds what the
-    assignment says, it says the same again.
+    the fewest, until their numbers differ by one at most, which they do from then on. Then the shard with the heaviest load
+    changes one slot for another with the one with the lightest (or gives it one, where it has more slots), as long as that makes
+    the difference clearly smaller. No slot moves without need: once everyone holds what the assignment says, it says the same
+    again.
 
     Args:
         views: every slot once.
@@ -77,16 +78,17 @@ def _even_out(held: dict[str, list[SlotView]]) -> None:
 
 
 def _level(held: dict[str, list[SlotView]]) -> None:
-    """Move one slot at a time from the heaviest shard to the lightest, or swap two, while that clearly helps."""
+    """Swap two slots of the heaviest shard and the lightest, or move one where numbers allow it, while that clearly helps."""
     mean = sum(_load(mine) for mine in held.values()) / len(held)
-    for _ in range(SLOTS):
+    # Each move takes more than UNEVEN**2 / 2 * mean**2 off the sum of the squared loads, which is (shards * mean)**2 at most.
+    for _ in range(round(2 * (len(held) / UNEVEN) ** 2)):
         heavy, light = max(held.values(), key=_load), min(held.values(), key=_load)
         gap = _load(heavy) - _load(light)
         best: tuple[float, SlotView, SlotView | None] | None = None
         for view in heavy:
             for other in (None, *light):
                 moved = view.load - (other.load if other else 0)
-                if 0 < moved < gap and len(heavy) - (other is None) >= 1:
+                if 0 < moved < gap and (other is not None or len(heavy) > len(light)):
                     left = abs(gap - 2 * moved)
                     if best is None or left < best[0]:
                         best = left, view, other
