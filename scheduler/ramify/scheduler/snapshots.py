@@ -71,9 +71,9 @@ def resume(forest: Forest, plan: JobPlan, trees: Rows) -> list[Command]:
     growing[trees[status == TreeStatus.GROWING]] = True
     first = int(t.root[trees].min(initial=forest.size))
     rows = first + np.flatnonzero(forest.status[first : forest.size] == Status.SAMPLING)
-    rows = rows[growing[forest.tree[rows]]].astype(np.int32)
-    found: list[Command] = [*Generate.of(forest, plan, rows)]
-    unwanted = rows[forest.status[forest.parent[rows]] == Status.PRUNED]
+    sampling: Rows = rows[growing[forest.tree[rows]]].astype(np.int32)
+    found: list[Command] = [*Generate.of(forest, plan, sampling)]
+    unwanted = sampling[forest.status[forest.parent[sampling]] == Status.PRUNED]
     if len(unwanted):  # asked for all the same: the journal may have them
         found.append(Withdraw(t.tree_id[forest.tree[unwanted]], forest.node_id[unwanted]))
     found += collapse.compare(forest, plan, trees[comparing & (status == TreeStatus.GROWING)])[0]
