@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from importlib.metadata import version
 from typing import Any
 
 import grpc
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 SERVICE = job_service_pb2.DESCRIPTOR.services_by_name["JobService"].full_name
 CALLS_MAX = 4096
+
+VERSION_KEY = "ramify-version"  # every answer that is no error tells it at its end
+_TRAILERS = ((VERSION_KEY, version("ramify")),)
 
 OPTIONS = (
     ("grpc.max_receive_message_length", 4 << 20),  # as the proto says; a tree that is sent may be larger
@@ -78,6 +82,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if not handler.response_streaming:
 
             async def unary(request: Any, context: Any) -> Any:
+                context.set_trailing_metadata(_TRAILERS)
                 try:
                     return await handler.unary_unary(request, context)
                 except Exception as error:
@@ -88,6 +93,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
         async def stream(request: Any, context: Any) -> None:
+            context.set_trailing_metadata(_TRAILERS)
             # No generator, but one that is closed here: so a call that its client has left frees what it holds at once,
             # not when the garbage is collected.
             try:

@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -20,6 +20,7 @@ from ramify.store.database import Database
 from ramify.store.errors import UploadError
 from ramify.store.jobs import Jobs
 from ramify.store.rows import FINAL
+from ramify.store.standing import Standing
 from ramify.store.uploads import Chunk, NewProblem, Uploads
 from ramify.v1 import job_pb2, job_service_pb2
 from ramify.v1.job_service_pb2_grpc import JobServiceServicer
@@ -32,7 +33,7 @@ class JobService(JobServiceServicer):
     """See the module and `job_service.proto`."""
 
     def __init__(self, database: Database, limits: GatewayLimits) -> None:
-        self._jobs, self._uploads = Jobs(database), Uploads(database)
+        self._jobs, self._uploads, self._standing = Jobs(database), Uploads(database), Standing(database)
         self._limits = limits
         self._pulse = Pulse(self._jobs, limits.poll_s)
         self._open_uploads = Places("uploads", limits.uploads_max)
@@ -106,7 +107,9 @@ class JobService(JobServiceServicer):
 
     async def GetJob(self, request: job_service_pb2.GetJobRequest, context: Context) -> job_service_pb2.GetJobResponse:  # noqa: N802
         """See `job_service.proto`."""
-        return job_service_pb2.GetJobResponse(job=await self._jobs.get(request.job_id))
+        job = await self._jobs.get(request.job_id)
+        await self._tell_waits([job])
+        return job_service_pb2.GetJobResponse(job=job)
 
     async def ListJobs(self, request: job_service_pb2.ListJobsRequest, context: Context) -> job_service_pb2.ListJobsResponse:  # noqa: N802
         """See `job_service.proto`."""
@@ -115,7 +118,15 @@ class JobService(JobServiceServicer):
             raise InvalidRequest(f"state is {request.state}, which this version doesn't know; it knows {names}")
         before = read_token("jobs", request.page_token)
         found, following = await self._jobs.page(page_size(request.page_size, 50), before, request.state)
+        await self._tell_waits(found)
         return job_service_pb2.ListJobsResponse(jobs=found, next_page_token=token("jobs", following))
+
+    async def _tell_waits(self, jobs: Sequence[job_pb2.Job]) -> None:
+        """Add to those of them that run what no shard tells."""
+        running = [job for job in jobs if job.state == job_pb2.JOB_STATE_RUNNING]
+        silent = await self._standing.silent() if running else []
+        for job in running:
+            job.waits.extend(silent)
 
     async def CancelJob(self, request: job_service_pb2.CancelJobRequest, context: Context) -> job_service_pb2.CancelJobResponse:  # noqa: N802
         """See `job_service.proto`."""
@@ -161,6 +172,7 @@ class JobService(JobServiceServicer):
         tree = await asyncio.to_thread(tree_message, found.nodes, root)
         tree.job_id, tree.problem_index = found.job.job_id, request.problem_index
         tree.problem.CopyFrom(found.problem)
+        tree.damage = found.damage
         if found.result is not None:
             tree.result.CopyFrom(found.result)
         return job_service_pb2.GetTreeResponse(tree=tree)

@@ -32,6 +32,7 @@ async def test_unknown_jobs(system: System, method: str, request_of: Any) -> Non
 
 async def test_get_and_cancel(system: System) -> None:
     job = await system.running_job()
+    await all_slots(system.work)  # without a shard, it would wait for one
     assert (await system.stub.GetJob(pb.GetJobRequest(job_id=job.job_id))).job == job
     cancelled = (await system.stub.CancelJob(pb.CancelJobRequest(job_id=job.job_id))).job
     assert cancelled.state == job_pb2.JOB_STATE_CANCELLED

@@ -1,0 +1,42 @@
+"""Who is to be waited for: shards that hold slots and tell nothing any more, which they can't tell themselves."""
+
+from typing import Any
+
+from sqlalchemy import select
+
+from ramify.store.clock import db_now_ms
+from ramify.store.database import Database, to_its_end
+from ramify.store.leases import Clock, shard_of
+from ramify.store.rows import timestamp
+from ramify.store.schema import shards, slots
+from ramify.v1 import job_pb2
+
+
+class Standing:
+    """See the module."""
+
+    def __init__(self, database: Database, clock: Clock = db_now_ms) -> None:
+        """`clock`: the time by which leases are judged, in milliseconds; for tests."""
+        self.database = database
+        self._clock = clock
+
+    @to_its_end
+    async def silent(self) -> list[job_pb2.Wait]:
+        """What every job that runs waits for: shards not heard of for longer than their lease, whose slots nobody has taken over.
+
+        Read with its time, each of them is a sentence: `shard:1 has not been heard of for 20 s`.
+        """
+        async with self.database.read() as connection:
+            told = (await connection.execute(select(shards).order_by(shards.c.owner))).all()
+            held = (await connection.execute(select(slots.c.owner, slots.c.expires_ms).where(slots.c.owner != ""))).all()
+            now = await self._clock(connection)
+        owners = {row.owner for row in held}
+        found = [_silent(row) for row in told if row.expires_ms <= now and row.owner in owners]
+        if found or any(row.expires_ms > now for row in held):
+            return found
+        return [job_pb2.Wait(what="every slot", reason="is without a shard")]
+
+
+def _silent(row: Any) -> job_pb2.Wait:
+    shard = shard_of(row.owner)
+    return job_pb2.Wait(what=shard, reason="has not been heard of", since_time=timestamp(row.seen_ms), shard=shard)
