@@ -176,6 +176,27 @@ def cancel(context: typer.Context, job: JobArgument, as_json: JsonOption = False
         listings.cancel_job(client, job, as_json=as_json)
 
 
+@app.command("doctor")
+def doctor(
+    context: typer.Context,
+    home: Annotated[
+        Path | None, typer.Option(envvar="RAMIFY_HOME", help="Folder of a local system.", show_default="~/.ramify")
+    ] = None,
+    store: Annotated[str | None, typer.Option(metavar="URL", help="A store, in place of that of the folder.")] = None,
+    verifier: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where a verifier is.")] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Read all that is stored, however long it takes.")] = False,
+    as_json: JsonOption = False,
+    address: AddressOption = None,
+) -> None:
+    """Say what is wrong with a store and a running system, why it matters, and what to do.
+
+    Looks at the local system and its store, or at what is named. Exit code 1 if anything is wrong.
+    """
+    from ramify.cli.doctor import command
+
+    command.run(command.patient(home, store, address or context.obj, verifier, deep=deep), as_json=as_json)
+
+
 # The commands that live in modules of their own, imported when they run.
 
 

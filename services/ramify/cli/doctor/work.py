@@ -1,0 +1,102 @@
+"""Checks of jobs: what they wait for, whether they move, whether their models are there."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Row, and_, select
+
+from ramify.cli.doctor.findings import Finding, Level, listed
+from ramify.cli.doctor.running import waits_found
+from ramify.cli.doctor.subject import Subject
+from ramify.cli.output import counted, duration
+from ramify.store.clock import now_ms
+from ramify.store.leases import read_waits, shard_of
+from ramify.store.schema import events, jobs, models, shards
+from ramify.v1 import job_pb2
+
+STILL_S = 300  # a job whose history has been silent for longer does not move
+JOBS_MAX = 10_000  # that run, the newest first
+
+
+async def waits(subject: Subject) -> Finding:
+    """What the shards say that jobs wait for."""
+    running = await subject.running_jobs()
+    async with subject.database.read() as connection:
+        rows = (await connection.execute(select(shards.c.owner, shards.c.waits))).all()
+    found: dict[str, list[job_pb2.Wait]] = {}
+    for row in rows:
+        for wait in read_waits(row.waits):
+            told = job_pb2.Wait(what=wait.what, reason=wait.reason, count=wait.count, shard=shard_of(row.owner))
+            told.since_time.FromMilliseconds(wait.since_ms)
+            found.setdefault(wait.job_id, []).append(told)
+    return waits_found(found, running, datetime.now(UTC))
+
+
+async def jobs_move(subject: Subject) -> Finding:
+    """Whether something has happened of late in every job that runs."""
+    at = and_(events.c.job == jobs.c.number, events.c.cursor == jobs.c.cursor)
+    query = select(jobs.c.job_id, jobs.c.problems_done, jobs.c.problems_total, events.c.body).select_from(
+        jobs.outerjoin(events, at)
+    )
+    rows = await _running(subject, query)
+    still: list[tuple[float, str]] = []
+    for row in rows:
+        last_ms = job_pb2.JobEvent.FromString(row.body).time.ToMilliseconds() if row.body else 0
+        since_s = (now_ms() - last_ms) / 1000
+        if since_s > STILL_S:
+            lasts = f"for {duration(since_s)}" if row.body else "ever"
+            still.append(
+                (since_s, f"job {row.job_id}: nothing {lasts}, {row.problems_done:,} of {row.problems_total:,} problems done")
+            )
+    if not still:
+        return Finding("progress", Level.OK, f"{counted(len(rows), 'running job')}, all of them move" if rows else "no job runs")
+    return Finding(
+        "progress",
+        Level.WARN,
+        f"{counted(len(still), 'running job')} of {len(rows):,} not moved for more than {duration(STILL_S)}",
+        listed([line for _, line in sorted(still, reverse=True)]),
+        why="a step takes seconds; a job that is silent for so long is stuck, or stands behind others",
+        remedy="look at what is said of shards, slots and waits here, and at the engines in the Ray dashboard",
+    )
+
+
+async def pins(subject: Subject) -> Finding:
+    """Whether the models that running jobs use are there, in the revisions that the jobs are pinned to."""
+    columns = (jobs.c.job_id, jobs.c.spec, jobs.c.pin_generator, jobs.c.pin_verifier, jobs.c.pin_checker)
+    rows = await _running(subject, select(*columns))
+    async with subject.database.read() as connection:
+        known = {(row.role, row.name): row.revision for row in (await connection.execute(select(models))).all()}
+    lines = [line for row in rows for line in _unmet(row, known)]
+    if lines:
+        return Finding(
+            "models",
+            Level.BAD,
+            f"{counted(len(lines), 'model')} that running jobs need {'is' if len(lines) == 1 else 'are'} not there",
+            listed(lines),
+            why="a job keeps to the revisions that it began with, so that its scores can be compared: it waits for them",
+            remedy="bring the revision back (`ramify up --engine`, `--verifier-model`), or cancel the job and submit it anew",
+        )
+    if not known:
+        return Finding("models", Level.OK if not rows else Level.WARN, "no scheduler has started on this store yet")
+    return Finding("models", Level.OK, ", ".join(f"{name} ({role})" for role, name in sorted(known)))
+
+
+def _unmet(row: Row[Any], known: dict[tuple[str, str], str]) -> list[str]:
+    spec = job_pb2.JobSpec.FromString(row.spec)
+    lines = []
+    for role, name, pin in (
+        ("generator", spec.generator, row.pin_generator),
+        ("verifier", spec.verifier, row.pin_verifier),
+        ("checker", spec.checker, row.pin_checker),
+    ):
+        if name and known and (role, name) not in known:
+            lines.append(f"job {row.job_id}: its {role} {name} is none of the system's")
+        elif name and known and pin and known[role, name] != pin:
+            lines.append(f"job {row.job_id}: its {role} {name} is pinned to {pin}, and the system has {known[role, name]}")
+    return lines
+
+
+async def _running(subject: Subject, query: Any) -> Any:
+    query = query.where(jobs.c.state == job_pb2.JOB_STATE_RUNNING).order_by(jobs.c.number.desc()).limit(JOBS_MAX)
+    async with subject.database.read() as connection:
+        return (await connection.execute(query)).all()
