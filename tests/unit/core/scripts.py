@@ -13,7 +13,7 @@ from ramify.scheduler.forest.columns import TreeStatus
 from ramify.scheduler.forest.forest import Forest
 from ramify.scheduler.forest.segments import Rows
 from ramify.scheduler.plan import JobPlan
-from ramify.scheduler.policies.base import Moves
+from ramify.scheduler.policies.base import Moves, Policy
 from ramify.scheduler.shard import Shard
 from tests.property.forests import i32
 from tests.simulation.world import Work, admitted, plan
@@ -22,7 +22,7 @@ C = TypeVar("C")
 
 
 @dataclass(frozen=True)
-class Scripted:
+class Scripted(Policy):
     """A policy whose decisions are a function's: by the number of the decision, from 0. Works for one tree at a time."""
 
     script: Callable[[int, Forest], Moves]

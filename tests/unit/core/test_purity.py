@@ -22,6 +22,7 @@ CORE = [
     HERE / "engines" / "base.py",
 ]
 DATA_MODULES = {
+    "abc",
     "__future__",
     "collections",
     "dataclasses",

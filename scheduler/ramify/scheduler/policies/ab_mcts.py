@@ -28,7 +28,7 @@ from ramify.scheduler.forest.columns import Status
 from ramify.scheduler.forest.forest import Aggregate, Forest
 from ramify.scheduler.forest.ids import U64, mix64
 from ramify.scheduler.forest.segments import Rows, minus, order_in_segment, position_in_segment, segment_starts
-from ramify.scheduler.policies.base import Moves
+from ramify.scheduler.policies.base import Moves, Policy
 from ramify.scheduler.policies.draws import beta, branch_key, student_t
 from ramify.scheduler.policies.iterations import free_places
 
@@ -41,13 +41,10 @@ Evidence = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class AbMcts:
+class AbMcts(Policy):
     """See the module."""
 
-    barrier: Literal["level", "none"] = field(default="level", init=False)
-    scores: Literal["step", "end"] = field(default="step", init=False)
     whole: bool = field(default=True, init=False)
-    votes: bool = field(default=False, init=False)
 
     iterations: int = 32  # steps that are sampled in one tree
     parallel: int = 4  # how many of them at a time

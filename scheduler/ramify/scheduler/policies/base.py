@@ -1,7 +1,8 @@
 """What a policy is: a stateless function from a forest to the next moves of many trees."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,37 +32,27 @@ class Moves:
     finish: Rows = field(default_factory=no_rows)  # [D] trees that have ended, sorted
 
 
-class Policy(Protocol):
+class Policy(ABC):
     """A search algorithm. All of its state is in the forest's columns, so it is checkpointed for free.
 
     Knobs are the fields that a policy's dataclass takes, under the names of `policies.knobs`; others are fixed for its class.
     """
 
-    @property
-    def barrier(self) -> Literal["level", "none"]:
-        """`level`: asked only about trees with nothing in flight. `none`: asked whenever a step of a tree lands."""
-        ...
+    barrier: Literal["level", "none"] = "level"
+    """`level`: asked only about trees with nothing in flight. `none`: asked whenever a step of a tree lands."""
 
-    @property
-    def scores(self) -> Literal["step", "end"]:
-        """Whether every step is scored as it comes, or the chain as a whole when it has ended."""
-        ...
+    scores: Literal["step", "end"] = "step"
+    """Whether every step is scored as it comes, or the chain as a whole when it has ended."""
 
-    @property
-    def whole(self) -> bool:
-        """Whether dead branches must stay in the forest until their tree ends, for `advance` looks at them."""
-        ...
+    whole: bool = False
+    """Whether dead branches must stay in the forest until their tree ends, for `advance` looks at them."""
 
-    @property
-    def votes(self) -> bool:
-        """Whether `advance` looks at the `group` of chains that have ended: their answers are compared before it is asked."""
-        ...
+    votes: bool = False
+    """Whether `advance` looks at the `group` of chains that have ended: their answers are compared before it is asked."""
 
-    @property
-    def max_steps(self) -> int:
-        """Depth at which every chain counts as ended."""
-        ...
+    max_steps: int
+    """Depth at which every chain counts as ended."""
 
+    @abstractmethod
     def advance(self, forest: Forest, trees: Rows) -> Moves:
         """Decide the next moves of `trees` `[T]`, sorted; the forest is read only."""
-        ...

@@ -26,15 +26,12 @@ from ramify.scheduler.forest.segments import (
     total_in_segment,
 )
 from ramify.scheduler.policies import beam_async
-from ramify.scheduler.policies.base import Moves
+from ramify.scheduler.policies.base import Moves, Policy
 
 
 @dataclass(frozen=True, slots=True)
-class Beam:
+class Beam(Policy):
     """See the module. Ties go to the lower node id."""
-
-    scores: Literal["step", "end"] = field(default="step", init=False)
-    votes: bool = field(default=False, init=False)
 
     n: int = 16  # children of the root; with `refill`, live chains on every level
     keep: int = 4  # survivors per level
@@ -50,11 +47,10 @@ class Beam:
     barrier: Literal["level", "none"] = "level"  # `none`: see `beam_async`
     speculate: int = 0  # with `none`, chains per level that go on before they have earned it
     stop_score: float = 0.8  # with `none`, score of an ended chain from which the tree may end before all has landed
+    whole: bool = field(default=False, init=False)  # without a barrier, for then a level's dead chains are counted
 
-    @property
-    def whole(self) -> bool:
-        """Without a barrier a level's dead chains are counted."""
-        return self.barrier == "none"
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "whole", self.barrier == "none")
 
     def advance(self, forest: Forest, trees: Rows) -> Moves:
         """Decide the next level of trees whose frontier is scored."""

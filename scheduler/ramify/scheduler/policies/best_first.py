@@ -11,7 +11,7 @@ A chain that has ended competes: it stays in the queue, and what stands behind i
 unless something better comes in between. A chain that was cut, by depth or context, stays a candidate but nobody waits for it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -27,17 +27,13 @@ from ramify.scheduler.forest.segments import (
     segment_lengths,
     segment_starts,
 )
-from ramify.scheduler.policies.base import Moves
+from ramify.scheduler.policies.base import Moves, Policy
 from ramify.scheduler.policies.iterations import free_places
 
 
 @dataclass(frozen=True, slots=True)
-class BestFirst:
+class BestFirst(Policy):
     """See the module. A chain without a score stands last; ties go to the lower node id."""
-
-    scores: Literal["step", "end"] = field(default="step", init=False)
-    whole: bool = field(default=False, init=False)
-    votes: bool = field(default=False, init=False)
 
     iterations: int = 16  # most nodes that are expanded in one tree
     parallel: int = 1  # expansions in flight at a time: never more than `parallel * branch` steps

@@ -11,17 +11,15 @@ import numpy as np
 
 from ramify.scheduler.forest.forest import Forest
 from ramify.scheduler.forest.segments import Rows, minus
-from ramify.scheduler.policies.base import Moves
+from ramify.scheduler.policies.base import Moves, Policy
 
 
 @dataclass(frozen=True, slots=True)
-class BestOfN:
+class BestOfN(Policy):
     """See the module. Every chain grows one step at a time until it ends; only then is it scored."""
 
     barrier: Literal["level", "none"] = field(default="none", init=False)
     scores: Literal["step", "end"] = field(default="end", init=False)
-    whole: bool = field(default=False, init=False)
-    votes: bool = field(default=False, init=False)
 
     n: int = 16  # chains per tree
     max_steps: int = 32

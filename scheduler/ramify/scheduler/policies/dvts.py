@@ -9,24 +9,18 @@ A subtree whose best chain has ended, or was cut, is done: that chain is set asi
 not filled again.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 
 from ramify.scheduler.forest.forest import Aggregate, Forest
 from ramify.scheduler.forest.segments import Rows, first_of_group, minus, order_in_segment
-from ramify.scheduler.policies.base import Moves
+from ramify.scheduler.policies.base import Moves, Policy
 
 
 @dataclass(frozen=True, slots=True)
-class Dvts:
+class Dvts(Policy):
     """See the module. Ties go to the lower node id."""
-
-    barrier: Literal["level", "none"] = field(default="level", init=False)
-    scores: Literal["step", "end"] = field(default="step", init=False)
-    whole: bool = field(default=False, init=False)
-    votes: bool = field(default=False, init=False)
 
     n: int = 16  # children of the root
     keep: int = 4  # subtrees

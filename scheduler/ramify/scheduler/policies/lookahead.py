@@ -13,7 +13,7 @@ The steps of a rollout are called probes. What a tree waits for is read off its 
 while there are chains that can be rolled out further, they are; then the level is judged.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -29,17 +29,12 @@ from ramify.scheduler.forest.segments import (
     order_in_segment,
     total_in_segment,
 )
-from ramify.scheduler.policies.base import Moves
+from ramify.scheduler.policies.base import Moves, Policy
 
 
 @dataclass(frozen=True, slots=True)
-class Lookahead:
+class Lookahead(Policy):
     """See the module. Ties go to the lower node id."""
-
-    barrier: Literal["level", "none"] = field(default="level", init=False)
-    scores: Literal["step", "end"] = field(default="step", init=False)
-    whole: bool = field(default=False, init=False)
-    votes: bool = field(default=False, init=False)
 
     n: int = 16  # children of the root
     keep: int = 4  # survivors per level

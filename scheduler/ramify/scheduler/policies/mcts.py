@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ramify.scheduler.forest.columns import NO_ROW, Status
 from ramify.scheduler.forest.forest import Aggregate, Forest
 from ramify.scheduler.forest.segments import Rows, minus, segment_starts
-from ramify.scheduler.policies.base import Moves
+from ramify.scheduler.policies.base import Moves, Policy
 from ramify.scheduler.policies.iterations import free_places
 
 CLOSED = -np.inf
@@ -45,12 +45,10 @@ class Added:
 
 
 @dataclass(frozen=True, slots=True)
-class Mcts:
+class Mcts(Policy):
     """See the module. `visits` is a node's N, and `value` the sum of which Q is the mean."""
 
-    scores: Literal["step", "end"] = field(default="step", init=False)
     whole: bool = field(default=True, init=False)
-    votes: bool = field(default=False, init=False)
 
     iterations: int = 16  # nodes that are expanded in one tree
     parallel: int = 4  # expansions in flight at a time: never more than `parallel * branch` steps

@@ -14,7 +14,7 @@ places as it was drawn for (`visits`). The tree ends when ended particles hold a
 until the next draw, which is of `n` again. A particle that was not drawn is given up, even if it had ended.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -33,7 +33,7 @@ from ramify.scheduler.forest.segments import (
     softmax_in_segment,
     sums_in_segment,
 )
-from ramify.scheduler.policies.base import Moves
+from ramify.scheduler.policies.base import Moves, Policy
 
 SALT = 0xD4A3  # tells draws from all else that is hashed from ids
 SURE = 1e-7  # scores nearer to 0 or 1 than this count as this near
@@ -41,13 +41,8 @@ _ROUNDING = 1e-9  # an effective sample size this little below the bound is not 
 
 
 @dataclass(frozen=True, slots=True)
-class Particle:
+class Particle(Policy):
     """See the module."""
-
-    barrier: Literal["level", "none"] = field(default="level", init=False)
-    scores: Literal["step", "end"] = field(default="step", init=False)
-    whole: bool = field(default=False, init=False)
-    votes: bool = field(default=False, init=False)
 
     n: int = 16  # particles
     # How many times a particle is drawn. `systematic` (Kitagawa 1996): `n` times its share of the weights, up or down to a whole

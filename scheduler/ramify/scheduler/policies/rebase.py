@@ -10,8 +10,7 @@ An ended chain is set aside as an answer, and so is one that was cut. The place 
 next level.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,19 +26,14 @@ from ramify.scheduler.forest.segments import (
     sums_in_segment,
     total_in_segment,
 )
-from ramify.scheduler.policies.base import Moves
+from ramify.scheduler.policies.base import Moves, Policy
 
 _ROUNDING = 1e-9  # by how much a share may be above a whole number and count as that number
 
 
 @dataclass(frozen=True, slots=True)
-class Rebase:
+class Rebase(Policy):
     """See the module. Ties go to the lower node id."""
-
-    barrier: Literal["level", "none"] = field(default="level", init=False)
-    scores: Literal["step", "end"] = field(default="step", init=False)
-    whole: bool = field(default=False, init=False)
-    votes: bool = field(default=False, init=False)
 
     n: int = 16  # width: children of the root, and chains that the tree ends with
     balance: float = 0.2  # temperature of the softmax; the lower, the more of the width goes to the best

@@ -17,25 +17,19 @@ candidates: nothing could take their place. One that is cut, by depth or context
 accepted, and its place is filled by a draft from the start; so is the place of one that a fault has ended.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 
 from ramify.scheduler.engines.base import Finish
 from ramify.scheduler.forest.forest import Forest
 from ramify.scheduler.forest.segments import Rows, rank_in_segment
-from ramify.scheduler.policies.base import Moves
+from ramify.scheduler.policies.base import Moves, Policy
 
 
 @dataclass(frozen=True, slots=True)
-class Revise:
+class Revise(Policy):
     """See the module. The `visits` of a root count the drafts that its tree has begun."""
-
-    barrier: Literal["level", "none"] = field(default="level", init=False)
-    scores: Literal["step", "end"] = field(default="step", init=False)
-    whole: bool = field(default=False, init=False)
-    votes: bool = field(default=False, init=False)
 
     iterations: int = 8  # drafts that are begun in one tree, at most, revisions among them
     parallel: int = 1  # drafts that are written at a time

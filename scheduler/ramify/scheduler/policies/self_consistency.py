@@ -21,15 +21,14 @@ from ramify.scheduler.engines.base import Finish
 from ramify.scheduler.forest.columns import NO_GROUP
 from ramify.scheduler.forest.forest import Forest
 from ramify.scheduler.forest.segments import Mask, Rows, position_in_segment
-from ramify.scheduler.policies.base import Moves
+from ramify.scheduler.policies.base import Moves, Policy
 
 
 @dataclass(frozen=True, slots=True)
-class SelfConsistency:
+class SelfConsistency(Policy):
     """See the module. Every chain grows one step at a time until it ends; only then is it scored."""
 
     scores: Literal["step", "end"] = field(default="end", init=False)
-    whole: bool = field(default=False, init=False)
     votes: bool = field(default=True, init=False)
 
     n: int = 16  # chains per tree, at most
