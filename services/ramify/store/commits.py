@@ -34,9 +34,9 @@ class Encoded:
 
 
 async def write(database: Database, clock: Clock, claim: Claim, commit: Commit, first_segment: Mapping[int, int]) -> int:
-    """See `Work.commit`."""
-    # In a thread, and before the transaction, which is to be short. What may change meanwhile is copied.
-    encoded = await asyncio.to_thread(encode, commit, dict(first_segment) if commit.snapshots else {})
+    """See `Work.commit`; `first_segment` has no tree whose first steps are in this commit."""
+    # In a thread, and before the transaction, which is to be short.
+    encoded = await asyncio.to_thread(encode, commit, first_segment)
     name = {"owner": claim.owner, "sequence": commit.sequence}
     async with database.write() as connection:
         known = select(segments.c.segment_id).filter_by(**name)

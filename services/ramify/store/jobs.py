@@ -14,7 +14,7 @@ from ramify.scheduler.forest.ids import tree_ids
 from ramify.store.clock import db_now_ms, now_ms
 from ramify.store.database import Database, Lock, take, to_its_end
 from ramify.store.errors import ProblemNotFound
-from ramify.store.leases import read_waits, shard_of
+from ramify.store.leases import Clock, read_waits, shard_of
 from ramify.store.rows import FINAL, JobRow, change_and_record, job_message, job_row, problem_message, timestamp
 from ramify.store.schema import events, jobs, leftovers, models, problems, results, shards, voids
 from ramify.store.segments import NO_STEPS
@@ -60,15 +60,17 @@ class TreeRead:
 class Jobs:
     """See the module."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, clock: Clock = db_now_ms) -> None:
+        """`clock`: the time by which leases are judged, in milliseconds; for tests."""
         self.database = database
+        self._clock = clock
 
     @to_its_end
     async def get(self, job_id: str) -> job_pb2.Job:
         """One job. Raises `JobNotFound`."""
         async with self.database.read() as connection:
             row = await job_row(connection, job_id)
-            return job_message(row, (await _waits(connection)).get(job_id, ()))
+            return job_message(row, (await _waits(connection, await self._clock(connection))).get(job_id, ()))
 
     @to_its_end
     async def page(self, size: int, before: int | None, state: int) -> tuple[list[job_pb2.Job], int | None]:
@@ -86,7 +88,7 @@ class Jobs:
             query = query.where(jobs.c.state == state)
         async with self.database.read() as connection:
             rows = (await connection.execute(query)).all()
-            waits = await _waits(connection)
+            waits = await _waits(connection, await self._clock(connection))
         found = [job_message(row, waits.get(row.job_id, ())) for row in rows[:size]]
         return found, rows[size - 1].number if len(rows) > size else None
 
@@ -215,9 +217,9 @@ async def _steps(connection: AsyncConnection, job: JobRow, index: int, slot: int
     return found.nodes, found.damage.get(tree, "")
 
 
-async def _waits(connection: AsyncConnection) -> dict[str, list[job_pb2.Wait]]:
+async def _waits(connection: AsyncConnection, now_ms: int) -> dict[str, list[job_pb2.Wait]]:
     """What jobs wait for, by job id, as shards that are alive have told last."""
-    alive = select(shards.c.owner, shards.c.waits).where(shards.c.expires_ms > await db_now_ms(connection))
+    alive = select(shards.c.owner, shards.c.waits).where(shards.c.expires_ms > now_ms)
     found = defaultdict[str, list[job_pb2.Wait]](list)
     for row in await connection.execute(alive.order_by(shards.c.owner)):
         for wait in read_waits(row.waits):

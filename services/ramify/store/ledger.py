@@ -47,6 +47,10 @@ class Ledger:
             self._epochs = {slot: epoch for slot, epoch in self._epochs.items() if slot not in gone}
             self.close([tree for tree in self._first if tree % SLOTS in gone])
 
+    def first_segments(self, besides: Mapping[int, int]) -> dict[int, int]:
+        """First segments by tree id, less those of trees that are just being written for the first time; and those `besides`."""
+        return {**besides, **{tree: segment for tree, segment in self._first.items() if tree not in self._begun}}
+
     def close(self, trees: Iterable[int]) -> None:
         """These trees are not open any more."""
         for tree in trees:

@@ -36,11 +36,13 @@ def encode(snapshot: Snapshot, first_segment: Mapping[int, int]) -> bytes:
     """A snapshot's body; `first_segment` of trees whose first steps are in the same commit may be left out."""
     parts = list(snapshot.parts.values())
     counts = [[job_id, len(part), len(part.nodes["node_id"])] for job_id, part in snapshot.parts.items()]
-    trees = {name: pa.array(_joined([part.trees[name] for part in parts], dtype)) for name, dtype in TREE_COLUMNS.items()}
+    trees: dict[str, Any] = {
+        name: pa.array(_joined([part.trees[name] for part in parts], dtype)) for name, dtype in TREE_COLUMNS.items()
+    }
     messages = {tree: message for part in parts for tree, message in part.messages.items()}
     names = trees["tree_id"].to_pylist()
     trees["message"] = pa.array([messages.get(name) for name in names], pa.string())
-    nodes = {name: pa.array(_joined([part.nodes[name] for part in parts], NODE_COLUMNS[name])) for name in _NODES}
+    nodes: dict[str, Any] = {name: pa.array(_joined([part.nodes[name] for part in parts], NODE_COLUMNS[name])) for name in _NODES}
     tokens, text = _joined([part.tokens for part in parts], np.int32), _joined([part.text for part in parts], np.uint8)
     nodes["tokens"] = codec.list_column(tokens, _joined([part.nodes["token_count"] for part in parts], np.int32))
     nodes["text"] = codec.list_column(text, _joined([part.nodes["text_count"] for part in parts], np.int32))

@@ -196,7 +196,8 @@ class Work:
         trees = np.unique(commit.nodes.tree_id).tolist()
         ledger.begin(trees)
         try:
-            segment = await commits.write(self.database, self._clock, claim, commit, first_segment)
+            first = ledger.first_segments(first_segment)
+            segment = await commits.write(self.database, self._clock, claim, commit, first)
         except Fenced:
             self._ledgers.pop(claim.owner, None)
             raise

@@ -1,16 +1,19 @@
 """Short ways to say what the store's tests need."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from sqlalchemy import func, select
 
-from ramify.scheduler.commands import Commit, JobDelta, NodeRows, ScoreRows, TreeResult
+from ramify.scheduler.commands import Commit, JobDelta, NodeRows, ScoreRows, Snapshot, TreeResult
 from ramify.scheduler.engines.base import Finish
+from ramify.scheduler.forest.columns import NO_ROW
 from ramify.scheduler.forest.ids import tree_ids
+from ramify.scheduler.forest.parts import NODE_COLUMNS, TREE_COLUMNS, Part
+from ramify.scheduler.slots import slot_of
 from ramify.store.database import Database
 from ramify.store.schema import SLOTS, metadata
 from ramify.store.segments import NO_STEPS
@@ -58,6 +61,12 @@ async def open_job(work: Work) -> OpenJob:
 
 def tree_id(job: job_pb2.Job, index: int) -> int:
     return int(tree_ids(job.job_id, np.array([index], np.int64))[0])
+
+
+def index_in_slot(job: job_pb2.Job, slot: int) -> int:
+    """The first problem of a job whose tree is in a slot; among 1,000 there is one for sure."""
+    indexes = np.arange(job.progress.problems_total)
+    return int(np.flatnonzero(slot_of(tree_ids(job.job_id, indexes)) == slot)[0])
 
 
 @dataclass(frozen=True)
@@ -124,12 +133,36 @@ def result(job: job_pb2.Job, index: int, **values: Any) -> TreeResult:
     return TreeResult(**{**defaults, **values})
 
 
-def delta(job: job_pb2.Job, *results: TreeResult, steps: int = 1, tokens: int = 5) -> JobDelta:
-    return JobDelta(job.job_id, steps, tokens, list(results))
+def delta(job: job_pb2.Job, *results: TreeResult, steps: int = 1, tokens: int = 5, retries: int = 0) -> JobDelta:
+    return JobDelta(job.job_id, steps, tokens, list(results), retries)
 
 
-def commit(sequence: int, *deltas: JobDelta, nodes: NodeRows = NO_STEPS, late: ScoreRows = NO_SCORES) -> Commit:
-    return Commit(sequence, nodes, late, list(deltas))
+def commit(sequence: int, *deltas: JobDelta, nodes: NodeRows = NO_STEPS, late: ScoreRows = NO_SCORES, **rest: Any) -> Commit:
+    return Commit(sequence, nodes, late, list(deltas), **rest)
+
+
+def part(job: job_pb2.Job, *indexes: int, live: int = 3) -> Part:
+    """Trees of a job with so many live nodes each, the root (node 1) and children of it; each node's only token is its id."""
+    count = len(indexes)
+    trees: dict[str, Any] = {name: np.zeros(count, dtype) for name, dtype in TREE_COLUMNS.items()}
+    trees["tree_id"] = tree_ids(job.job_id, np.array(indexes, np.int64))
+    trees["problem"] = np.array(indexes, np.int64)
+    trees["root"] = np.arange(count, dtype=np.int32) * live
+    trees["best"] = np.full(count, NO_ROW, np.int32)
+    nodes: dict[str, Any] = {name: np.zeros(count * live, dtype) for name, dtype in NODE_COLUMNS.items()}
+    which = np.tile(np.arange(live), count)
+    nodes["node_id"] = (1 + which).astype(np.uint64)
+    nodes["tree"] = np.repeat(np.arange(count, dtype=np.int32), live)
+    nodes["parent"] = np.where(which == 0, NO_ROW, trees["root"][nodes["tree"]]).astype(np.int32)
+    nodes["score"] = np.where(which == 0, np.nan, 0.5).astype(np.float32)
+    nodes["token_count"], nodes["text_count"] = np.ones(count * live, np.int32), np.full(count * live, 4, np.int32)
+    messages = dict.fromkeys(trees["tree_id"][:1].tolist(), "went wrong")
+    text = np.frombuffer(b"step" * (count * live), np.uint8)
+    return Part(trees, nodes, (1 + which).astype(np.int32), text, messages)
+
+
+def snapshot(slot: int, parts: Mapping[str, Part] | None = None, steps: NodeRows = NO_STEPS) -> Snapshot:
+    return Snapshot(slot, parts or {}, steps)
 
 
 def node_ids(nodes: NodeRows) -> list[int]:
