@@ -36,7 +36,7 @@ def wait_lines(waits: Iterable[job_pb2.Wait], now: datetime) -> list[str]:
     """
     merged: dict[tuple[str, str], job_pb2.Wait] = {}
     for wait in waits:
-        same = merged.setdefault((wait.what, wait.reason), job_pb2.Wait(what=wait.what, reason=wait.reason))
+        same = merged.setdefault((wait.what, wait.reason), job_pb2.Wait(what=wait.what, reason=wait.reason, shard=wait.shard))
         same.count += wait.count
         if wait.HasField("since_time") and (not same.HasField("since_time") or _earlier(wait, same)):
             same.since_time.CopyFrom(wait.since_time)
@@ -46,13 +46,19 @@ def wait_lines(waits: Iterable[job_pb2.Wait], now: datetime) -> list[str]:
 
 
 def wait_text(wait: job_pb2.Wait, now: datetime) -> str:
-    """One wait; without a count it is a sentence: `shard:1 has not been heard of for 20 s`."""
+    """One wait; one that no shard tells is a sentence: `shard:1 has not been heard of for 20 s`."""
     since = wait.since_time.ToDatetime(tzinfo=UTC) if wait.HasField("since_time") else None
     lasts = duration((now - since).total_seconds()) if since else ""
     what, reason = one_line(wait.what), one_line(wait.reason)
-    if wait.count:
-        return f"{counted(wait.count, 'chain')} for {what}: {reason}" + (f", {lasts}" if lasts else "")
-    return f"{what} {reason}" + (f" for {lasts}" if lasts else "")
+    if is_untold(wait):
+        return f"{what} {reason}" + (f" for {lasts}" if lasts else "")
+    count = f"{counted(wait.count, 'chain')} for " if wait.count else ""
+    return f"{count}{what}: {reason}" + (f", {lasts}" if lasts else "")
+
+
+def is_untold(wait: job_pb2.Wait) -> bool:
+    """Whether no shard tells it, and so no event of the job's history: it is for a shard, or for all of them."""
+    return wait.shard in ("", wait.what)
 
 
 def loss_counts(progress: job_pb2.Progress) -> list[str]:

@@ -15,7 +15,7 @@ from rich.text import Text
 from ramify.cli.output import counted, duration, one_line, print_json
 from ramify.cli.records import as_record
 from ramify.cli.tables import state_text
-from ramify.cli.trouble import Look, loss_counts, notice_line, wait_lines, wait_text
+from ramify.cli.trouble import Look, is_untold, loss_counts, notice_line, wait_lines, wait_text
 from ramify.client import Client
 from ramify.client.spec import word
 from ramify.v1 import job_pb2
@@ -176,7 +176,7 @@ class Untold:
 
     def tell(self, waits: Sequence[job_pb2.Wait]) -> None:
         """Prints those that are new."""
-        silent = {(wait.what, wait.reason): wait for wait in waits if not wait.count}
+        silent = {(wait.what, wait.reason): wait for wait in waits if is_untold(wait)}
         for name in sorted(silent.keys() - self._told):
             self._console.print(f"waits: {wait_text(silent[name], datetime.now(UTC))}")
         self._told = frozenset(silent)

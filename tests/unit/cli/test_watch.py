@@ -93,7 +93,7 @@ def test_notices_stand_above_the_display_in_a_terminal(client: Client, gateway: 
 def test_the_display_tells_what_is_waited_for_now(gateway: FakeGateway) -> None:
     meter = Meter(run_job(gateway), clock=lambda: 0.0)
     meter.state = job_pb2.JOB_STATE_RUNNING
-    wait = job_pb2.Wait(what="verifier tiny24-prm", reason="connection refused", count=1)
+    wait = job_pb2.Wait(what="verifier tiny24-prm", reason="connection refused", count=1, shard="shard:0")
     meter.update_waits([wait])
     assert shown(meter)[-1] == "waits: 1 chain for verifier tiny24-prm: connection refused"
     assert len(shown(meter)) == 3
@@ -128,7 +128,7 @@ def test_waits_that_no_shard_tells_are_lines_in_a_pipe_once() -> None:
     out = io.StringIO()
     untold = Untold(Console(file=out, width=1_000))
     silent = job_pb2.Wait(what="shard:1", reason="has not been heard of")
-    told = job_pb2.Wait(what="verifier", reason="overloaded", count=3)
+    told = job_pb2.Wait(what="engines", reason="no engine is alive", shard="shard:0")
     for waits in ([told], [told, silent], [silent], [], [silent]):
         untold.tell(waits)
     assert out.getvalue() == "waits: shard:1 has not been heard of\n" * 2
@@ -136,7 +136,7 @@ def test_waits_that_no_shard_tells_are_lines_in_a_pipe_once() -> None:
 
 def test_waits_of_several_shards_are_one_line_and_the_longest_counts() -> None:
     def wait(what: str, count: int, since_s: int = 0) -> job_pb2.Wait:
-        made = job_pb2.Wait(what=what, reason="overloaded", count=count)
+        made = job_pb2.Wait(what=what, reason="overloaded", count=count, shard="shard:1")
         made.since_time.seconds = EPOCH_S + since_s
         return made
 
@@ -146,6 +146,7 @@ def test_waits_of_several_shards_are_one_line_and_the_longest_counts() -> None:
         "1 chain for engine local:0: overloaded, 20 s",
     ]
     assert wait_lines([wait("shard:1", 0)], now) == ["shard:1 overloaded for 20 s"]
+    assert wait_lines([wait("engines", 0)], now) == ["engines: overloaded, 20 s"]
     assert wait_lines([wait(f"engine {i}", i) for i in range(1, 6)], now)[3:] == ["and 2 more"]
 
 
