@@ -189,3 +189,23 @@ def test_words() -> None:
     assert listed([str(number) for number in range(12)])[-1] == "and 2 more"
     assert listed(["a"], 5) == ("a", "and 4 more")
     assert listed(["a"]) == ("a",)
+
+
+def test_a_store_on_postgresql(postgres_store: str, ramify: Ramify, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setenv("RAMIFY_ADDRESS", "127.0.0.1:1")
+
+    async def fill() -> None:
+        database = Database(postgres_store)
+        await database.migrate()
+        await a_job(database)
+        await database.close()
+
+    asyncio.run(fill())
+    outcome = ramify("doctor", "--store", postgres_store, "--deep", "--json")
+    found = {finding["name"]: finding["level"] for finding in map(json.loads, outcome.out.splitlines())}
+    assert {name for name, level in found.items() if level == "ok"} >= {
+        "store", "schema", "isolation", "connections", "notices", "transactions", "clock", "waits", "progress", "segments",
+        "snapshots", "archives", "upkeep", "counters",
+    }  # fmt: skip
+    assert found["server"] == "bad", "the tests' server is made to be fast"
+    assert outcome.code == 1
