@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from sqlalchemy import func, select
 
-from ramify.cli.doctor.findings import Finding, Level, listed
+from ramify.cli.doctor.findings import DETAILS_MAX, Finding, Level, listed
 from ramify.cli.doctor.hits import hits
 from ramify.cli.doctor.subject import Subject
 from ramify.cli.output import counted
@@ -21,6 +21,7 @@ from ramify.store.schema import archives, damages, jobs, leftovers, results, seg
 
 SAMPLE = 256  # rows of a kind that are looked at without `deep`: the newest
 SAMPLE_BYTES_MAX = 64 << 20  # of their bodies
+RESULTS_SAMPLE = 10_000  # results of the newest jobs, likewise
 ROWS_A_READ = 16  # bounds memory: a row may have megabytes
 
 #: What a body is not made up of if it can't be decoded; of what has no checksum anything may come.
@@ -169,36 +170,44 @@ async def _held(subject: Subject, archive: int) -> list[str]:
 
 
 async def _missing(subject: Subject) -> tuple[int, list[str]]:
-    """Results whose steps are neither in the archive nor in the segment that they name: how many, and the first."""
-    here = select(results.c.job, results.c.index, results.c.archive, results.c.segment_last)
-    joined = (
-        here.select_from(
-            results.outerjoin(archives, archives.c.archive_id == results.c.archive).outerjoin(
-                segments, segments.c.segment_id == results.c.segment_last
+    """Results whose steps are neither in the archive nor in the segment that they name: how many, and the first of each job."""
+    total, lines = 0, list[str]()
+    async with subject.database.read() as connection:
+        rows = (await connection.execute(select(jobs.c.number, jobs.c.job_id).order_by(jobs.c.number.desc()))).all()
+    left = RESULTS_SAMPLE
+    for number, job_id in rows:
+        some = select(results).where(results.c.job == number)
+        # Each job on its own: a view that is held for long keeps the database from cleaning up.
+        async with subject.database.read() as connection:
+            if not subject.deep:
+                left -= int(await connection.scalar(select(func.count()).select_from(some.limit(left).subquery())) or 0)
+                some = some.limit(RESULTS_SAMPLE)
+            gone = (await connection.execute(_not_there(some))).all()
+        total += len(gone)
+        lines += [
+            f"job {job_id}, problem {row.problem}: "
+            + (f"archive {row.archive}" if row.archive is not None else f"segment {row.segment_last}")
+            + " is not there"
+            for row in gone[:DETAILS_MAX]
+        ]
+        if left <= 0:
+            break
+    return total, lines[:DETAILS_MAX]
+
+
+def _not_there(some: Any) -> Any:
+    """Those of some results, as a query, whose archive is not there, or, where they have none, whose last segment."""
+    of = some.subquery()
+    return (
+        select(of.c.index.label("problem"), of.c.archive, of.c.segment_last)
+        .select_from(
+            of.outerjoin(archives, archives.c.archive_id == of.c.archive).outerjoin(
+                segments, segments.c.segment_id == of.c.segment_last
             )
         )
-        .where(archives.c.archive_id.is_(None), results.c.archive.is_not(None) | segments.c.segment_id.is_(None))
-        .order_by(results.c.job.desc(), results.c.index)
+        .where(archives.c.archive_id.is_(None), of.c.archive.is_not(None) | segments.c.segment_id.is_(None))
+        .order_by(of.c.index)
     )
-    async with subject.database.read() as connection:
-        if not subject.deep:  # only those of the newest jobs
-            newest = select(jobs.c.number).order_by(jobs.c.number.desc()).limit(SAMPLE).subquery()
-            joined = joined.where(results.c.job.in_(select(newest)))
-        total = int(await connection.scalar(select(func.count()).select_from(joined.order_by(None).subquery())) or 0)
-        first = joined.limit(10).subquery()
-        rows = (
-            await connection.execute(
-                select(jobs.c.job_id, first.c.index, first.c.archive, first.c.segment_last).join(
-                    first, first.c.job == jobs.c.number
-                )
-            )
-        ).all()
-    return total, [
-        f"job {row.job_id}, problem {row.index}: "
-        + (f"archive {row.archive}" if row.archive is not None else f"segment {row.segment_last}")
-        + " is not there"
-        for row in rows
-    ]
 
 
 @dataclass(frozen=True, slots=True)

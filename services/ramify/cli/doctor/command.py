@@ -1,6 +1,7 @@
 """What `ramify doctor` does."""
 
 import asyncio
+import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def patient(home: Path | None, store: str | None, address: str | None, verifier:
 def run(patient: Patient, *, as_json: bool) -> None:
     """Makes the checks and tells of them; ends with exit code 1 if something is wrong."""
     console = make_console()
+    logging.getLogger("ramify").addHandler(logging.NullHandler())  # what is logged by the way is told by a finding
     findings = asyncio.run(_examine(patient, as_json=as_json))
     if not as_json:
         tell(console, findings, what_of(patient))
