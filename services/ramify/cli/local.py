@@ -36,13 +36,29 @@ def up(
         list[str] | None, typer.Option(help="onnx:FOLDER or simulated, with options as in 'onnx:FOLDER?slots=32'; repeatable.")
     ] = None,
     verifier_model: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER of a PRM; repeatable.")] = None,
-    shards: Annotated[int, typer.Option(min=1, max=64, help="Scheduler processes.")] = 1,
+    shards: Annotated[
+        int, typer.Option(min=1, max=64, envvar="RAMIFY_SHARDS", help="Scheduler processes, which share the trees.")
+    ] = 1,
+    lease_s: Annotated[
+        float,
+        typer.Option(min=1, max=3600, envvar="RAMIFY_LEASE_S", help="Seconds after which others take over from a silent shard."),
+    ] = 15.0,
+    retain_days: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            envvar="RAMIFY_RETAIN_DAYS",
+            help="Delete jobs that ended longer ago, with all that is theirs.",
+            show_default="never",
+        ),
+    ] = None,
     store: Annotated[str, typer.Option(help="SQLAlchemy URL; without it, SQLite in the home folder.")] = "",
     dashboard: Annotated[bool, typer.Option(help="Start Ray's dashboard.")] = True,
 ) -> None:
     """Start a whole Ramify on this machine, in the foreground. Ctrl-C stops it; jobs go on with the next `ramify up`."""
     console = make_console()
-    config = LocalConfig(home, listen, store, tuple(engine or ()), tuple(verifier_model or ()), shards, dashboard)
+    models = tuple(verifier_model or ())
+    config = LocalConfig(home, listen, store, tuple(engine or ()), models, shards, dashboard, lease_s, retain_days)
     with running(config, console, stopped=0) as system:
         console.print(Text("ramify is up", "bold"))
         console.print(f"  gateway    {system.address}")

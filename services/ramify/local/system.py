@@ -22,10 +22,11 @@ from ramify.local.models import tiny24
 log = logging.getLogger(__name__)
 
 WATCH_S = 0.5
-DRAIN_S = 8.0
+DRAIN_S = 8.0  # for the shards, who cut themselves short before
 RAY_END_S = 1.0
 START_S = 120.0
 LISTEN = "127.0.0.1:8700"
+DAY_MS = 24 * 60 * 60 * 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class LocalConfig:
     verifier_models: tuple[str, ...] = ()  # NAME=FOLDER; empty: tiny24-prm
     shards: int = 1
     dashboard: bool = True
+    lease_s: float = 15.0  # a shard that was not heard of for so long loses its slots to others
+    retain_days: float | None = None  # jobs that ended longer ago are deleted; None: none is
 
 
 class LocalSystem:
@@ -120,10 +123,13 @@ class LocalSystem:
         from ray.exceptions import RayError
 
         from ramify.scheduler.actors.config import EngineConfig, SystemConfig
+        from ramify.scheduler.actors.limits import ShellLimits
         from ramify.scheduler.actors.supervisor import start_supervisor
 
         configs = tuple(EngineConfig(f"local:{index}", spec) for index, spec in enumerate(engines))
-        self._supervisor = start_supervisor(SystemConfig(store_url, verifier, configs, self.config.shards))
+        retention_ms = None if self.config.retain_days is None else round(self.config.retain_days * DAY_MS)
+        limits = ShellLimits(lease_ms=round(1000 * self.config.lease_s), retention_ms=retention_ms)
+        self._supervisor = start_supervisor(SystemConfig(store_url, verifier, configs, self.config.shards, limits))
         try:
             ray.get(self._supervisor.start.remote(), timeout=START_S)
         except RayError as error:

@@ -1,94 +1,257 @@
 """Brings the store's waiting problems into the shard, as many as it may hold."""
 
+import asyncio
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from ramify.scheduler.commands import NodeRows
+from ramify.scheduler.actors.pins import PinnedVerifier, pinned
 from ramify.scheduler.engines.base import ModelInfo
 from ramify.scheduler.events import Event, JobCancelled, TreesAdmitted
 from ramify.scheduler.forest.ids import root_ids, tree_ids
+from ramify.scheduler.forest.table import select
 from ramify.scheduler.plan import JobPlan
+from ramify.scheduler.slots import in_slots
 from ramify.scheduler.spec import plan_of
-from ramify.store.work import Claim, OpenJob, WaitingProblem, Work
+from ramify.store.errors import Fenced
+from ramify.store.leases import Claim
+from ramify.store.work import OpenJob, Pins, WaitingProblem, Work
+from ramify.verifier.errors import VerifierError
 
 log = logging.getLogger(__name__)
 
 PAGE = 1024  # problems a read
+ROLES = ("generator", "verifier", "checker")
+NO_TREES = np.empty(0, np.uint64)
+
+
+class Models(Protocol):
+    """What is asked of `Dispatcher`."""
+
+    def info(self, model: str) -> ModelInfo | None:
+        """See `Dispatcher.info`."""
+        ...
+
+    def missing(self, model: str) -> str:
+        """See `Dispatcher.missing`."""
+        ...
+
+
+class Held(NamedTuple):
+    """Why a job can't be admitted."""
+
+    what: str
+    reason: str
+    since_s: float
 
 
 @dataclass(slots=True)
-class Admitted:
-    """A job as far as it is admitted."""
+class Cursor:
+    """How far a job is admitted."""
 
-    plan: JobPlan
-    after: int = -1  # index of the last problem that was admitted
+    after: int = -1  # index of the last problem that was
     more: bool = True  # whether problems may still wait
+
+
+@dataclass(slots=True)
+class Cohort:
+    """Slots that came together."""
+
+    slots: set[int]
+    restored: NDArray[np.uint64]  # trees that came with them, and are not to be admitted
+    cursors: dict[str, Cursor] = field(default_factory=dict)  # by job
 
 
 class Admission:
     """See the module."""
 
-    def __init__(self, work: Work, claim: Claim, info: Callable[[str], ModelInfo | None], post: Callable[[Event], None]) -> None:
-        self._work, self._claim, self._info, self._post = work, claim, info, post
-        self._jobs: dict[str, Admitted] = {}
+    def __init__(
+        self,
+        work: Work,
+        claim: Callable[[], Claim],
+        models: Models,
+        verifier: PinnedVerifier,
+        post: Callable[[Event], None],
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Admit to `post` what waits in the slots of the cohorts; `claim` is the right to pin jobs."""
+        self._work, self._claim, self._models, self._verifier, self._post = work, claim, models, verifier, post
+        self._now_s = now_s
+        self._cohorts: list[Cohort] = []
+        self._jobs: dict[str, OpenJob] = {}  # that have begun here
+        self._plans: dict[str, JobPlan] = {}  # of the same
+        self._held: dict[str, Held] = {}  # by job
         self._tokenizers: dict[str, Tokenizer] = {}
         self.references: dict[str, dict[int, str]] = {}  # right answers of open jobs: by job id, by tree id
 
-    async def recover(self) -> tuple[list[NodeRows], dict[int, int]]:
-        """What earlier runs have committed of the open trees: their steps, and a first segment for each such tree."""
-        found: list[NodeRows] = []
-        first_segment: dict[int, int] = {}
-        for job in await self._work.open_jobs():
-            indexes = [np.empty(0, np.int64)]
-            after = -1
-            while waiting := await self._work.waiting(job, self._claim, after, PAGE):
-                indexes.append(np.array([problem.index for problem in waiting], np.int64))
-                after = waiting[-1].index
-            nodes = await self._work.journal(job, np.concatenate(indexes))
-            found.append(nodes)
-            first_segment |= dict.fromkeys(np.unique(nodes.tree_id).tolist(), job.segment_floor + 1)
-            if len(nodes.node_id):
-                log.warning("job %s goes on from %d committed steps", job.job_id, len(nodes.node_id))
-        return found, first_segment
+    @property
+    def waits(self) -> Mapping[str, Held]:
+        """Jobs of which nothing can be admitted, and why."""
+        return self._held
 
-    async def admit(self, trees_max: int) -> None:
-        """Admit up to `trees_max` problems, the oldest job first; give up the trees of jobs that have ended."""
+    @property
+    def jobs(self) -> Mapping[str, JobPlan]:
+        """Jobs that have begun here and have not ended."""
+        return self._plans
+
+    def add(self, slots: Sequence[int], restored: NDArray[np.uint64] = NO_TREES) -> None:
+        """Admit from some more slots, but for trees that are here already."""
+        self._cohorts.append(Cohort({*slots}, np.sort(restored)))
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Admit no more from some slots."""
+        for cohort in self._cohorts:
+            cohort.slots -= {*slots}
+        self._cohorts = [cohort for cohort in self._cohorts if cohort.slots]
+        for job_id, known in self.references.items():
+            trees = np.fromiter(known, np.uint64, len(known))
+            kept = trees[~in_slots(trees, slots)].tolist()
+            self.references[job_id] = {tree: known[tree] for tree in kept}
+
+    def done(self, job_id: str, tree_id: int) -> None:
+        """A tree has its result."""
+        self.references.get(job_id, {}).pop(tree_id, None)
+
+    async def admit(self, trees_max: int) -> list[OpenJob]:
+        """Admit up to `trees_max` problems, the oldest job first; give up the trees of jobs that have ended.
+
+        Returns:
+            The jobs that have ended.
+        """
+        if not self._cohorts:
+            return []
         open_jobs = await self._work.open_jobs()
-        for job_id in self._jobs.keys() - {job.job_id for job in open_jobs}:
-            del self._jobs[job_id]
-            self.references.pop(job_id, None)
-            self._post(JobCancelled(job_id))
+        alive = {job.job_id for job in open_jobs}
+        ended = [self._jobs.pop(job_id) for job_id in self._plans if job_id not in alive]
+        for job in ended:
+            del self._plans[job.job_id]
+            self.references.pop(job.job_id, None)
+            self._post(JobCancelled(job.job_id))
+        self._held = {job_id: held for job_id, held in self._held.items() if job_id in alive}
+        for cohort in self._cohorts:
+            cohort.cursors = {job_id: cursor for job_id, cursor in cohort.cursors.items() if job_id in alive}
         for job in open_jobs:
-            state = self._jobs.get(job.job_id)
-            if state is None:
-                plan = plan_of(job.job_id, job.spec, job.problems_total, job.started_ms)
-                state = self._jobs[job.job_id] = Admitted(plan)
-            info = self._info(state.plan.generator)
-            while trees_max > 0 and state.more and info is not None:
-                waiting = await self._work.waiting(job, self._claim, state.after, min(PAGE, trees_max))
-                state.more = bool(waiting)
-                if waiting:
-                    state.after = waiting[-1].index
-                    trees_max -= len(waiting)
-                    self._post(self._event(job, state.plan, info, waiting))
+            if trees_max <= 0:
+                break
+            if any(cohort.cursors.get(job.job_id, Cursor()).more for cohort in self._cohorts):
+                trees_max -= await self._admit_job(job, trees_max)
+        self._merge()
+        return ended
 
-    def _event(self, job: OpenJob, plan: JobPlan, info: ModelInfo, waiting: list[WaitingProblem]) -> TreesAdmitted:
+    async def begin(self, job: OpenJob) -> JobPlan | None:
+        """The plan of a job, which keeps to the revisions of its models from now on; None: what they are can't be told yet."""
+        known = self._plans.get(job.job_id)
+        if known is not None:
+            return known
+        pins = await self._pins(job)
+        if pins is None:
+            return None
+        plan = plan_of(job.job_id, job.spec, job.problems_total, job.started_ms)
+        named = {role: pinned(getattr(plan, role), getattr(pins, role)) for role in ROLES}
+        self._jobs.setdefault(job.job_id, job)
+        return self._plans.setdefault(job.job_id, replace(plan, **named))
+
+    async def read_references(self, job: OpenJob, slots: Sequence[int], index: NDArray[np.int64]) -> None:
+        """Read the right answers of problems that come restored, so that they can be checked."""
+        after, last = -1, int(index.max(initial=-1))
+        while after < last and (waiting := await self._work.waiting(job, slots, after, PAGE)):
+            after = waiting[-1].index
+            self._keep_references(job.job_id, waiting)
+
+    async def _pins(self, job: OpenJob) -> Pins | None:
+        spec, pins = job.spec, job.pins
+        given: dict[str, str] = {}
+        if not pins.generator:
+            info = self._models.info(spec.generator)
+            if info is None:
+                self._hold(job, "engines", self._models.missing(spec.generator))
+                return None
+            given["generator"] = info.revision
+        for role, model in (("verifier", spec.verifier), ("checker", spec.checker)):
+            if model and not getattr(pins, role):
+                try:
+                    given[role] = await self._verifier.revision(model)
+                except VerifierError as error:
+                    self._hold(job, "verifier", f"{model} can't be asked for its revision: {error}")
+                    return None
+        if not given:
+            return pins
+        wanted = replace(pins, **given)
+        return await self._work.pin(self._claim(), job.job_id, wanted.generator, wanted.verifier, wanted.checker)
+
+    def _hold(self, job: OpenJob, what: str, reason: str) -> None:
+        """The job waits; it is told since when."""
+        known = self._held.get(job.job_id)
+        since_s = known.since_s if known and known.what == what else self._now_s()
+        self._held[job.job_id] = Held(what, reason, since_s)
+
+    async def _admit_job(self, job: OpenJob, trees_max: int) -> int:
+        """Admit up to `trees_max` problems of a job; how many they were."""
+        try:
+            plan = await self.begin(job)
+        except Fenced as error:  # slots that were given up meanwhile; if they were taken from us, the next beat says so
+            log.info("job %s begins a little later: %s", job.job_id, error)
+            return 0
+        if plan is None:
+            return 0
+        info = self._models.info(plan.generator)
+        if info is None:
+            self._hold(job, "engines", self._models.missing(plan.generator))
+            return 0
+        self._held.pop(job.job_id, None)
+        left = trees_max
+        for cohort in [*self._cohorts]:
+            cursor = cohort.cursors.setdefault(job.job_id, Cursor())
+            while left > 0 and cursor.more and cohort.slots:
+                waiting = await self._work.waiting(job, sorted(cohort.slots), cursor.after, min(PAGE, left))
+                cursor.more = bool(waiting)
+                if waiting:
+                    cursor.after = waiting[-1].index
+                    left -= await self._admit_page(job, plan, info, cohort, waiting)
+        return trees_max - left
+
+    async def _admit_page(
+        self, job: OpenJob, plan: JobPlan, info: ModelInfo, cohort: Cohort, waiting: Sequence[WaitingProblem]
+    ) -> int:
+        """Admit those of some problems that are to be admitted still; how many they were."""
+        event = await asyncio.to_thread(self._event, job, plan, info, waiting)
+        # Meanwhile slots may have been given up, or the job; and what came restored may have ended, and must not begin anew.
+        new = in_slots(event.tree_id, sorted(cohort.slots)) & ~np.isin(event.tree_id, cohort.restored)
+        if self._plans.get(job.job_id) is not plan or not new.any():
+            return 0
+        self._keep_references(job.job_id, [problem for problem, mine in zip(waiting, new.tolist(), strict=True) if mine])
+        self._post(event if new.all() else some(event, new))
+        return int(new.sum())
+
+    def _keep_references(self, job_id: str, waiting: Sequence[WaitingProblem]) -> None:
+        known = [problem for problem in waiting if problem.reference]
+        names = tree_ids(job_id, np.array([problem.index for problem in known], np.int64)).tolist()
+        references = self.references.setdefault(job_id, {})
+        references.update((tree, problem.reference) for tree, problem in zip(names, known, strict=True))
+
+    def _merge(self) -> None:
+        """Cohorts of which everything is admitted are one from then on."""
+        over = [cohort for cohort in self._cohorts if cohort.cursors and not any(each.more for each in cohort.cursors.values())]
+        if len(over) > 1:
+            slots = {slot for cohort in over for slot in cohort.slots}
+            jobs = {job_id for cohort in over for job_id in cohort.cursors}
+            if all(cohort.cursors.keys() == jobs for cohort in over):
+                self._cohorts = [cohort for cohort in self._cohorts if cohort not in over]
+                self._cohorts.append(Cohort(slots, NO_TREES, {job_id: Cursor(more=False) for job_id in jobs}))
+
+    def _event(self, job: OpenJob, plan: JobPlan, info: ModelInfo, waiting: Sequence[WaitingProblem]) -> TreesAdmitted:
         index = np.array([problem.index for problem in waiting], np.int64)
-        names = tree_ids(job.job_id, index)
-        self.references.setdefault(job.job_id, {}).update(
-            (tree, problem.reference) for tree, problem in zip(names.tolist(), waiting, strict=True) if problem.reference
-        )
-        prompts = [info.prompt_template.replace("{problem}", problem.prompt) for problem in waiting]
-        tokens = [self._encode(info, prompt) for prompt in prompts]
+        tokens = self._encode(info, [info.prompt_template.replace("{problem}", problem.prompt) for problem in waiting])
         texts = [np.frombuffer(problem.prompt.encode(), np.uint8) for problem in waiting]
         return TreesAdmitted(
             plan=plan,
-            tree_id=names,
+            tree_id=tree_ids(job.job_id, index),
             problem=index,
             root_id=root_ids(job.spec.search.seed, index),
             tokens=np.concatenate(tokens),
@@ -97,9 +260,24 @@ class Admission:
             text_count=np.array([len(one) for one in texts], np.int32),
         )
 
-    def _encode(self, info: ModelInfo, prompt: str) -> NDArray[np.int32]:
+    def _encode(self, info: ModelInfo, prompts: Sequence[str]) -> list[NDArray[np.int32]]:
         if not info.tokenizer_json:
-            return np.frombuffer(prompt.encode(), np.uint8).astype(np.int32)
+            return [np.frombuffer(prompt.encode(), np.uint8).astype(np.int32) for prompt in prompts]
         if info.revision not in self._tokenizers:
             self._tokenizers[info.revision] = Tokenizer.from_str(info.tokenizer_json)
-        return np.array(self._tokenizers[info.revision].encode(prompt, add_special_tokens=False).ids, np.int32)
+        found = self._tokenizers[info.revision].encode_batch(prompts, add_special_tokens=False)
+        return [np.array(each.ids, np.int32) for each in found]
+
+
+def some(event: TreesAdmitted, which: NDArray[np.bool_]) -> TreesAdmitted:
+    """The event with the trees alone that `which` `[T]` marks."""
+    return replace(
+        event,
+        tree_id=event.tree_id[which],
+        problem=event.problem[which],
+        root_id=event.root_id[which],
+        tokens=select(event.tokens, event.token_count, which),
+        token_count=event.token_count[which],
+        text=select(event.text, event.text_count, which),
+        text_count=event.text_count[which],
+    )

@@ -1,8 +1,11 @@
 """What a system consists of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from ramify.scheduler.actors.limits import ShellLimits
 
 NAMESPACE = "ramify"  # of the named actors
+DRAIN_S = 6.0  # a drain ends within this time: what is not committed by then is sampled again, by whoever has the slots next
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,3 +24,4 @@ class SystemConfig:
     verifier_address: str
     engines: tuple[EngineConfig, ...]
     shards: int = 1
+    limits: ShellLimits = field(default_factory=ShellLimits)  # of each shard

@@ -57,7 +57,6 @@ class Dispatcher:
         self._changed = False  # an engine has come or gone since the homeless were looked at
         self._speculating = 0  # speculative steps that are under way, on all engines
         self._guesses: dict[int, None] = {}  # their names, as long as their call is under way
-        self._pins: dict[str, str] = {}  # the revision that a job keeps to
 
     def begin(self) -> None:
         """Look for the engines; those that answer are sent steps from then on."""
@@ -75,11 +74,10 @@ class Dispatcher:
         """What waits because no engine can take it, by job."""
         found: dict[str, Stuck] = {}
         for command in self._homeless:
-            plan = command.plan
-            known = found.get(plan.job_id)
-            reason = known.reason if known else self.missing(plan.generator, self._pins.get(plan.job_id, ""))
-            steps = len(command.hint) + (known.steps if known else 0)
-            found[plan.job_id] = Stuck(reason, steps, self._homeless_since[plan.job_id])
+            job_id = command.plan.job_id
+            known = found.get(job_id)
+            reason = known.reason if known else self.missing(command.plan.generator)
+            found[job_id] = Stuck(reason, len(command.hint) + (known.steps if known else 0), self._homeless_since[job_id])
         return found
 
     @property
@@ -87,26 +85,18 @@ class Dispatcher:
         """Whether each engine answers, by its name."""
         return {lane.engine.name: lane.alive for lane in self._lanes}
 
-    def info(self, model: str, revision: str = "") -> ModelInfo | None:
-        """What a model is, if an engine has it, or had it when it was last seen."""
-        return next((lane.info for lane in self._lanes if lane.serves(model, revision)), None)
+    def info(self, model: str) -> ModelInfo | None:
+        """What a model is (its name, or name@revision), if an engine has it, or had it when it was last seen."""
+        return next((lane.info for lane in self._lanes if lane.serves(model)), None)
 
-    def missing(self, model: str, revision: str = "") -> str:
+    def missing(self, model: str) -> str:
         """Why no engine samples with a model."""
-        away = [f"{lane.engine.name}: {lane.reason}" for lane in self._lanes if lane.info is None or lane.serves(model, revision)]
-        others = {lane.info.revision for lane in self._lanes if lane.alive and lane.info and lane.info.name == model}
-        if revision and others:
-            return f"the job keeps to revision {revision} of {model}, the engines have {', '.join(sorted(others))}"
-        return f"no engine with {model} is alive{f' ({away[0]})' if away else ''}"
-
-    def pin(self, job_id: str, revision: str) -> None:
-        """Send the steps of a job to engines of this revision alone."""
-        self._pins[job_id] = revision
-        self._changed = True
-
-    def forget(self, job_id: str) -> None:
-        """A job has ended."""
-        self._pins.pop(job_id, None)
+        name, _, revision = model.partition("@")
+        others = {lane.info.revision for lane in self._lanes if lane.alive and lane.info and lane.info.name == name}
+        if others:
+            return f"the job keeps to revision {revision} of {name}, the engines have {', '.join(sorted(others))}"
+        away = [f"{lane.engine.name}: {lane.reason}" for lane in self._lanes if lane.info is None or lane.info.name == name]
+        return f"no engine with {name} is alive{f' ({away[0]})' if away else ''}"
 
     def add(self, command: Generate) -> None:
         """Take a command; `pump` sends it. A step that was a speculation, and is asked for in earnest, is sampled once."""
@@ -125,11 +115,10 @@ class Dispatcher:
         self._place(command)
 
     def _place(self, command: Generate) -> None:
-        job_id, model = command.plan.job_id, command.plan.generator
-        lanes = [lane for lane in self._lanes if lane.alive and lane.serves(model, self._pins.get(job_id, ""))]
+        lanes = [lane for lane in self._lanes if lane.alive and lane.serves(command.plan.generator)]
         if not lanes:
             self._homeless.append(command)
-            self._homeless_since.setdefault(job_id, self._now_s())
+            self._homeless_since.setdefault(command.plan.job_id, self._now_s())
             return
         at = rendezvous(command.tree_id, np.array([lane.key for lane in lanes], np.uint64))
         for index in np.unique(at).tolist():

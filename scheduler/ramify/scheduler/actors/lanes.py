@@ -168,9 +168,10 @@ class Lane:
         """All that has not been sent."""
         return [self.waiting, self.speculative, self.suspects]
 
-    def serves(self, model: str, revision: str) -> bool:
-        """Whether it has a model; `revision` may be empty: any."""
-        return self.info is not None and self.info.name == model and revision in ("", self.info.revision)
+    def serves(self, model: str) -> bool:
+        """Whether it has a model: its name, or name@revision."""
+        name, _, revision = model.partition("@")
+        return self.info is not None and self.info.name == name and revision in ("", self.info.revision)
 
 
 def names(command: Generate | Withdraw) -> NDArray[np.uint64]:

@@ -2,23 +2,38 @@
 
 import asyncio
 import logging
+import secrets
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
-from ramify.scheduler.actors.config import NAMESPACE, SystemConfig
+from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, SystemConfig
 from ramify.scheduler.actors.engine_actor import RayEngine
-from ramify.scheduler.actors.shell import Shell
+from ramify.scheduler.actors.shell import Shell, ShellStatus
 from ramify.scheduler.memory import keep_freed_memory
 from ramify.store.database import Database
-from ramify.store.schema import SLOTS
 from ramify.store.work import Work
 from ramify.verifier.client import VerifierClient
 
 log = logging.getLogger(__name__)
 
-STOP_S = 5.0  # a drain that takes longer is cut: what is not committed is sampled again
+RESTART_S = 0.5  # from a shell's end to the next one; twice as long after each, until one has worked for GOOD_S
+RESTART_S_MAX = 15.0
+GOOD_S = 60.0
+CUT_S = 1.0  # in which a shell that is cut short ends
+
+
+@dataclass(frozen=True, slots=True)
+class ShardStatus:
+    """How a shard stands."""
+
+    index: int
+    shell: ShellStatus | None  # None: it does not work now
+    failures: int = 0  # shells that have died one after the other
+    failure: str = ""  # what the last of them died of, or why the shard can't be asked
 
 
 @ray.remote
@@ -29,35 +44,67 @@ class ShardActor:
         keep_freed_memory()
         self._index, self._config, self._engines = index, config, engines
         self._database = Database(config.store_url)
+        self._verifier = VerifierClient(config.verifier_address)
         self._shell: Shell | None = None
         self._run: asyncio.Task[None] | None = None
         self._drained = False
+        self._failures, self._failure = 0, ""
+        self._began_s = self._next_s = 0.0  # when the shell was started, and when the next one may be
 
     def __repr__(self) -> str:
-        trees = self._shell.shard.live_trees if self._shell else 0
-        return f"ramify:shard:{self._index} {trees} trees"
+        name = f"ramify:shard:{self._index}"
+        if self._shell is None or self._run is None or self._run.done():
+            return f"{name} {'drained' if self._drained else 'stopped'}"
+        state = " paused" if self._shell.paused else ""
+        return f"{name}{state} {len(self._shell.keeper.slots)} slots {self._shell.shard.live_trees} trees"
 
     async def ensure(self) -> None:
         """Start working, or go on; called over and over by the supervisor.
 
         Raises:
-            Exception: what the shard died of since the last call; the next call starts it anew.
+            Exception: what the shell has died of since the last call; a new one is started after a while.
         """
-        if self._run is None and not self._drained:
-            work = Work(self._database)
-            claim = await work.claim(f"shard:{self._index}", range(self._index, SLOTS, self._config.shards))
-            self._shell = Shell(work, claim, self._engines, VerifierClient(self._config.verifier_address))
-            self._run = asyncio.create_task(self._shell.run())
+        now_s = time.monotonic()
         if self._run is not None and self._run.done():
             run, self._run = self._run, None
-            run.result()
+            if now_s - self._began_s > GOOD_S:
+                self._failures = 0
+            self._next_s = now_s + min(RESTART_S * 2**self._failures, RESTART_S_MAX)
+            if not self._drained:
+                self._failures += 1
+            try:
+                run.result()
+            except Exception as error:
+                self._failure = f"{type(error).__name__}: {error}"
+                raise
+        if self._run is None and not self._drained and now_s >= self._next_s:
+            # A new incarnation: it takes the slots of the one before, whose commits fail from then on, if it is still there.
+            owner = f"shard:{self._index}@{secrets.token_hex(4)}"
+            self._shell = Shell(Work(self._database), owner, self._engines, self._verifier, self._config.limits)
+            self._run, self._began_s = asyncio.create_task(self._shell.run()), now_s
 
-    async def drain(self) -> None:
-        """Commit what is there and stop; on return nothing is lost, or `STOP_S` seconds have passed."""
+    async def status(self) -> ShardStatus:
+        """How it stands."""
+        works = self._shell is not None and self._run is not None and not self._run.done()
+        return ShardStatus(self._index, self._shell.status if self._shell and works else None, self._failures, self._failure)
+
+    async def drain(self) -> bool:
+        """Commit what is there, hand the slots over and stop, within `DRAIN_S` and a second.
+
+        Returns:
+            Whether it came to its end; else it was cut short: the leases end by themselves, and what was not committed is
+            sampled again.
+        """
         self._drained = True
-        if self._shell is not None and self._run is not None:
-            self._shell.stop()
-            await asyncio.wait({self._run}, timeout=STOP_S)
+        if self._shell is None or self._run is None or self._run.done():
+            return True
+        self._shell.stop()
+        done, _ = await asyncio.wait({self._run}, timeout=DRAIN_S)
+        if not done:
+            log.error("ramify:shard:%d was cut short: it could not commit all within %.0f s", self._index, DRAIN_S)
+            self._run.cancel()
+            await asyncio.wait({self._run}, timeout=CUT_S)
+        return bool(done)
 
 
 def start_shard(index: int, config: SystemConfig, engines: Sequence[RayEngine]) -> Any:

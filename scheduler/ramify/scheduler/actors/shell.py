@@ -3,64 +3,129 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
+import numpy as np
 from sqlalchemy.exc import SQLAlchemyError
 
 from ramify.scheduler.actors.admission import Admission
+from ramify.scheduler.actors.again import again
+from ramify.scheduler.actors.backlog import Backlog
 from ramify.scheduler.actors.comparing import Comparing
 from ramify.scheduler.actors.dispatch import Dispatcher
+from ramify.scheduler.actors.housekeeping import Housekeeping
 from ramify.scheduler.actors.lanes import EngineHandle
+from ramify.scheduler.actors.leases import LeaseKeeper
+from ramify.scheduler.actors.limits import ShellLimits
+from ramify.scheduler.actors.pins import Client, PinnedVerifier
+from ramify.scheduler.actors.recovery import Recovery
 from ramify.scheduler.actors.scoring import Scoring
+from ramify.scheduler.actors.store_time import StoreTime
+from ramify.scheduler.actors.waits import waits
 from ramify.scheduler.commands import Check, Command, Commit, Compare, Generate, Score, Withdraw
-from ramify.scheduler.events import Committed, Event, Tick
+from ramify.scheduler.errors import IllegalEvent
+from ramify.scheduler.events import Committed, Event, SlotsReleased, StepsSampled, Tick
 from ramify.scheduler.forest.columns import TreeStatus
+from ramify.scheduler.forest.ids import tree_ids
 from ramify.scheduler.journal import Journal
-from ramify.scheduler.shard import Shard, ShardLimits
-from ramify.store import segments
-from ramify.store.clock import now_ms
-from ramify.store.work import Claim, Work
-from ramify.verifier.client import VerifierClient
+from ramify.scheduler.shard import Shard
+from ramify.scheduler.slots import SLOTS, in_slots, slot_of
+from ramify.store.errors import DiskFull
+from ramify.store.leases import Claim, Report
+from ramify.store.wakeup import Channel, Listener, Wakeups
+from ramify.store.work import Wait, Work
 
 log = logging.getLogger(__name__)
 
 CYCLE_S = 0.02  # time passes for the shard at least this often
-ADMIT_S = 0.05  # between two looks for new jobs
-RETRY_S = 0.5  # between two tries of a commit
-COMMIT_LAG_MS_MAX = 5_000  # a commit that takes longer stops further sampling: what is not durable stays bounded
+ADMIT_S = 0.05  # between two looks for new jobs, where nobody tells of them
+LOAD_MIN = 256  # live chains of a slot below which it is not worth moving for its load
+DRAIN_SLOTS = 8  # given up at once in a drain: if that is cut short, some are handed over
 
 
 @dataclass(frozen=True, slots=True)
-class ShellLimits:
-    """Bounds of a shell."""
+class ShellStatus:
+    """How a shell stands."""
 
-    trees_max: int = 4096  # open at once
-    shard: ShardLimits = field(default_factory=ShardLimits)
+    owner: str
+    state: str  # "working", or why nothing is sampled
+    slots: int
+    settling: int  # of them, those of which not all is here yet
+    trees: int
+    uncommitted_steps: int
+    waits: tuple[Wait, ...]
+    engines: dict[str, bool]  # whether each answers
 
 
 class Shell:
-    """One shard at work on the slots that it has claimed."""
+    """One shard at work on the slots that it holds."""
 
     def __init__(
         self,
         work: Work,
-        claim: Claim,
+        owner: str,
         engines: Sequence[EngineHandle],
-        verifier: VerifierClient,
+        verifier: Client,
         limits: ShellLimits | None = None,
+        *,
+        now_s: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self.claim = claim
-        self.shard = Shard((limits or ShellLimits()).shard)
-        self._limits = limits or ShellLimits()
-        self._work, self._engines, self._verifier = work, engines, verifier
+        """Make a shell that `run` sets to work.
+
+        Args:
+            work: the store; one for each shell.
+            owner: the shard's name with its incarnation, e.g. `shard:0@9f2c04d1`.
+            engines: all that there are.
+            verifier: all that score.
+            limits: bounds.
+            now_s: the monotonic clock.
+            sleep: waits for a number of seconds.
+        """
+        limits = self._limits = limits or ShellLimits()
+        self.shard, self._journal, self._time = Shard(limits.shard), Journal(), StoreTime(now_s)
+        self._work, self._now_s, self._sleep = work, now_s, sleep
         self._inbox: list[Event] = []
-        self._wake = asyncio.Event()
-        self._stopping = False
-        self._commit: asyncio.Task[None] | None = None
-        self._commit_began_ms = 0
+        self._wake, self._turned = asyncio.Event(), asyncio.Event()
+        self._backlog = Backlog(limits, now_s)
         self._first_segment: dict[int, int] = {}
+        self._commit: asyncio.Task[None] | None = None
+        self._disk_full = False
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._draining: asyncio.Task[None] | None = None
+        self._listener: Listener | None = None
         self.commits = 0
+        self.keeper = LeaseKeeper(
+            work,
+            owner,
+            limits.lease_ms,
+            report=self._report,
+            gained=self._gained,
+            give_up=self._give_up,
+            store_time=self._time,
+            now_s=now_s,
+            sleep=sleep,
+        )
+        self._dispatcher = Dispatcher(engines, self.post, tries_max=limits.shard.tries_max, now_s=now_s, sleep=sleep)
+        scorer = PinnedVerifier(verifier, now_s)
+        self._admission = Admission(work, lambda: self.keeper.settled_claim, self._dispatcher, scorer, self.post, now_s)
+        self._scoring = Scoring(scorer, self._admission.references, self.post)
+        self._comparing = Comparing(self.post)
+        self._recovery = Recovery(
+            work,
+            self._admission,
+            self._journal,
+            self._first_segment,
+            post=self.post,
+            turned=self._turn_over,
+            settled=self.keeper.settled,
+            sleep=sleep,
+        )
+        self._housekeeping = Housekeeping(work, lambda: self.keeper.settled_claim, limits.retention_ms, now_s=now_s, sleep=sleep)
 
     def post(self, event: Event) -> None:
         """Hand the shard an event; it is handled in the loop's next turn."""
@@ -68,94 +133,210 @@ class Shell:
         self._wake.set()
 
     def stop(self) -> None:
-        """Commit what is there, then end `run`."""
-        self._stopping = True
-        self._wake.set()
+        """Commit what is there, give up all slots, then end `run`. It takes as long as the store does; `run` may be cancelled."""
+        if self._draining is None:
+            self._draining = asyncio.ensure_future(self._drain())
+
+    @property
+    def paused(self) -> str:
+        """Why nothing is sampled or scored now; empty: it is."""
+        if self._draining is not None:
+            return "draining"
+        if self.keeper.stale:
+            return "the store has not been heard of for so long that the leases may have ended"
+        if self._disk_full:
+            return self._backlog.stuck
+        return self._backlog.full
+
+    @property
+    def status(self) -> ShellStatus:
+        """How it stands."""
+        return ShellStatus(
+            owner=self.keeper.owner,
+            state=self.paused or "working",
+            slots=len(self.keeper.slots),
+            settling=len(self.keeper.busy),
+            trees=self.shard.live_trees,
+            uncommitted_steps=self._backlog.steps,
+            waits=tuple(self._waits()),
+            engines=self._dispatcher.alive,
+        )
 
     async def run(self) -> None:
         """Work until `stop`.
 
         Raises:
-            Fenced: another shard has taken the slots over.
+            Fenced: another shard has taken slots over.
+            IllegalEvent: see `Shard`; what is committed is not touched by it.
         """
-        dispatcher = Dispatcher(self._engines, self.post)
-        dispatcher.begin()
-        admission = Admission(self._work, self.claim, dispatcher.info, self.post)
-        scoring = Scoring(self._verifier, admission.references, self.post)
-        comparing = Comparing(self.post)
-        recovered, self._first_segment = await admission.recover()
-        journal = Journal(segments.concat(recovered))
-        admitting = asyncio.create_task(self._admit(admission))
+        self._dispatcher.begin()
+        self._tasks = [asyncio.create_task(work) for work in self._works()]
         try:
-            while not (self._stopping and self._commit is None and not self._unwritten()):
-                await self._turn(dispatcher, scoring, comparing, journal)
-                for task in (admitting, self._commit):
-                    if task is not None and task.done():
+            while self._draining is None or not self._draining.done():
+                await self._turn()
+                for task in (*self._tasks, self._commit):
+                    if task is not None and task.done() and not task.cancelled():
                         task.result()
-                if self._commit is not None and self._commit.done():
-                    self._commit = None
+            self._draining.result()
         finally:
-            admitting.cancel()
-            if self._commit is not None:
-                self._commit.cancel()
-            await asyncio.gather(admitting, *([self._commit] if self._commit else []), return_exceptions=True)
-            await dispatcher.close()
-            await scoring.close()
-            await comparing.close()
+            await end(*self._tasks, self._commit, self._draining)
+            for part in (self._dispatcher, self._scoring, self._comparing):
+                await part.close()
 
-    async def _turn(self, dispatcher: Dispatcher, scoring: Scoring, comparing: Comparing, journal: Journal) -> None:
+    def _works(self) -> list[Coroutine[Any, Any, None]]:
+        """What is done beside the turns."""
+        return [self.keeper.run(), self._recovery.run(), self._admit(), self._housekeeping.run()]
+
+    async def _turn(self) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), CYCLE_S)
         self._wake.clear()
-        events, self._inbox = [*self._inbox, Tick(now_ms())], []
+        events, self._inbox = [*self._inbox, Tick(self._time.now_ms())], []
+        for event in events:
+            if isinstance(event, StepsSampled):
+                self._backlog.add(event)
         while events:
-            commands, events = journal.answer(self.shard.handle(events), self.shard.growing)
+            commands, events = self._journal.answer(self._handle(events), self.shard.growing)
             for command in commands:
-                self._carry_out(command, dispatcher, scoring, comparing)
-        if not self._stopping and not self._lags():
-            dispatcher.pump()
-            scoring.pump()
-            comparing.pump()
+                self._carry_out(command)
+        if self.keeper.stale:
+            self.keeper.hurry()
+        if not self.paused:
+            self._dispatcher.pump()
+            self._scoring.pump()
+            self._comparing.pump()
+        self._turned.set()
 
-    def _carry_out(self, command: Command, dispatcher: Dispatcher, scoring: Scoring, comparing: Comparing) -> None:
+    async def _turn_over(self) -> None:
+        """Wait until all that was posted is handled."""
+        self._turned.clear()
+        self._wake.set()
+        await self._turned.wait()
+
+    def _handle(self, events: list[Event]) -> list[Command]:
+        try:
+            return self.shard.handle(events)
+        except IllegalEvent as error:
+            log.critical("%s ends by an illegal event: %s; what came with it: %s", self.keeper.owner, error, summary(events))
+            raise
+
+    def _carry_out(self, command: Command) -> None:
         match command:
             case Generate():
-                dispatcher.add(command)
+                self._dispatcher.add(command)
             case Withdraw():
-                dispatcher.withdraw(command)
+                self._dispatcher.withdraw(command)
             case Score() | Check():
-                scoring.add(command)
+                self._scoring.add(command)
             case Compare():
-                comparing.add(command)
+                self._comparing.add(command)
             case Commit():
-                self._commit_began_ms = now_ms()
-                self._commit = asyncio.create_task(self._write(command))
+                self._backlog.begin()
+                # A snapshot of a slot that has not come entirely would lack what is still to come.
+                whole = [snapshot for snapshot in command.snapshots if snapshot.slot not in self.keeper.busy]
+                self._commit = asyncio.create_task(self._write(replace(command, snapshots=whole), self.keeper.claim))
 
-    async def _write(self, commit: Commit) -> None:
-        while True:
-            try:
-                await self._work.commit(self.claim, commit, self._first_segment)
-                break
-            except SQLAlchemyError as error:
-                log.error("commit %d failed, trying again: %s", commit.sequence, error)
-                await asyncio.sleep(RETRY_S)
-        for delta in commit.jobs:
-            for result in delta.results:
-                self._first_segment.pop(result.tree_id, None)
+    # --- the store --------------------------------------------------------------------------------------------------
+
+    async def _write(self, commit: Commit, claim: Claim) -> None:
+        def failed(error: SQLAlchemyError) -> None:
+            self._backlog.stuck, self._disk_full = str(error), isinstance(error, DiskFull)
+
+        await again(
+            f"commit {commit.sequence}",
+            lambda: self._work.commit(claim, commit, self._first_segment),
+            failed=failed,
+            sleep=self._sleep,
+        )
+        self._disk_full = False
+        self._backlog.end()
+        done = [(delta.job_id, result.tree_id) for delta in commit.jobs for result in delta.results]
+        for job_id, tree in done:
+            self._first_segment.pop(tree, None)
+            self._admission.done(job_id, tree)
+        self._journal.forget(np.array([tree for _, tree in done], np.uint64))
+        if commit.released:
+            self._journal.release(commit.released)
+            self._forget(lambda trees: in_slots(trees, commit.released))
+            self.keeper.gone(commit.released)
         self.commits += 1
         self.post(Committed(commit.sequence))
+        if done and self._listener is not None:
+            self._listener.wake()
 
-    async def _admit(self, admission: Admission) -> None:
-        while True:
-            try:
-                await admission.admit(self._limits.trees_max - self.shard.live_trees)
-            except SQLAlchemyError as error:
-                log.error("the store does not answer, trying again: %s", error)
-            await asyncio.sleep(ADMIT_S)
+    def _forget(self, gone: Callable[[Any], Any]) -> None:
+        """Trees that `gone` marks are not open here any more."""
+        trees = np.fromiter(self._first_segment, np.uint64, len(self._first_segment))
+        for tree in trees[gone(trees)].tolist():
+            del self._first_segment[tree]
 
-    def _lags(self) -> bool:
-        return self._commit is not None and now_ms() - self._commit_began_ms > COMMIT_LAG_MS_MAX
+    async def _admit(self) -> None:
+        wakeups = Wakeups(self._work.database, Channel.JOBS)
+        with wakeups.listener() as self._listener:
+            while True:
+                with contextlib.suppress(SQLAlchemyError):  # it has been logged: it is looked at again soon
+                    for job in await self._admission.admit(self._limits.trees_max - self.shard.live_trees):
+                        trees = tree_ids(job.job_id, np.arange(job.problems_total))
+                        self._journal.forget(trees)
+                        self._forget(partial(np.isin, test_elements=trees))
+                await self._listener.wait(ADMIT_S)
 
-    def _unwritten(self) -> bool:
-        forest, trees = self.shard.forest, self.shard.forest.trees
-        return bool(forest.dirty[: forest.size].any() or (trees.status[: trees.size] == TreeStatus.FINISHED).any())
+    # --- slots ------------------------------------------------------------------------------------------------------
+
+    def _gained(self, claim: Claim) -> None:
+        log.info("%s takes %d slots", claim.owner, len(claim.epochs))
+        self._recovery.add(claim)
+
+    def _give_up(self, slots: Sequence[int]) -> None:
+        self._admission.release(slots)
+        self.post(SlotsReleased(tuple(slots)))
+
+    async def _drain(self) -> None:
+        """Give up all slots, some at a time, and leave."""
+        await end(*self._tasks[1:])  # all but the keeper
+        self.keeper.draining = True
+        self.keeper.hurry()
+        while slots := self.keeper.slots[:DRAIN_SLOTS]:
+            self.keeper.leaving(slots)
+            self._give_up(slots)
+            while self.keeper.slots[:1] == slots[:1]:
+                await self._turn_over()
+                if self._commit is not None:
+                    await asyncio.wait({self._commit})
+        await end(self._tasks[0])
+        await again("leaving", lambda: self._work.leave(self.keeper.owner))
+
+    def _report(self) -> Report:
+        return Report(self._draining is not None, self._loads(), self._waits())
+
+    def _loads(self) -> dict[int, int]:
+        """Live chains of each slot, as far as they are worth to be evened out."""
+        trees = self.shard.forest.trees
+        grows = np.flatnonzero(trees.status[: trees.size] == TreeStatus.GROWING)
+        loads = np.bincount(slot_of(trees.tree_id[grows]), trees.outstanding[grows], SLOTS).astype(np.int64)
+        loads[loads < LOAD_MIN] = 0
+        return {slot: int(loads[slot]) for slot in self.keeper.slots}
+
+    def _waits(self) -> list[Wait]:
+        paused = "" if self._draining is not None else self.paused
+        return waits(self._admission, self._dispatcher, self._scoring, self._backlog, paused, self._time)
+
+
+async def end(*tasks: asyncio.Task[Any] | None) -> None:
+    """Cancel tasks and wait until they have ended."""
+    there = [task for task in tasks if task is not None]
+    for task in there:
+        task.cancel()
+    await asyncio.gather(*there, return_exceptions=True)
+
+
+def summary(events: Sequence[Event], limit: int = 20) -> str:
+    """Some events in a line: kinds, sizes, first names."""
+    found = []
+    for event in events[:limit]:
+        names = getattr(event, "tree_id", None)
+        nodes = getattr(event, "node_id", None)
+        told = "" if names is None or not len(names) else f" of tree {int(names[0])}"
+        told += "" if nodes is None or not len(nodes) else f", node {int(nodes[0])}"
+        found.append(f"{type(event).__name__}({'' if names is None else len(names)}{told})")
+    return "; ".join(found) + (f"; and {len(events) - limit} more" if len(events) > limit else "")

@@ -2,21 +2,33 @@
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
-from ramify.scheduler.actors.config import NAMESPACE, SystemConfig
+from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, SystemConfig
 from ramify.scheduler.actors.engine_actor import RayEngine, start_engine
-from ramify.scheduler.actors.shard_actor import start_shard
+from ramify.scheduler.actors.shard_actor import CUT_S, ShardStatus, start_shard
 from ramify.store.database import Database
 from ramify.store.jobs import Jobs, ModelRow
 from ramify.verifier.client import VerifierClient
 
 log = logging.getLogger(__name__)
 
-WATCH_S = 0.5  # between two looks at the shards
-FAILURES_MAX = 100  # of one shard in a row; then it is left alone, and `status` says so
+WATCH_S = 0.5  # between two looks at a shard
+ANSWER_S = 10.0  # in which a shard says that it is there; it may stand still, and others are looked after meanwhile
+STATUS_S = 2.0  # in which it says how it stands
+LEAVE_S = 0.5  # for its answer to a drain to arrive
+
+
+@dataclass(slots=True)
+class Shard:
+    """A shard, and who looks after it."""
+
+    actor: Any
+    watch: "asyncio.Task[None] | None" = None
+    failure: str = ""  # why it can't be reached, or what it has died of
 
 
 @ray.remote
@@ -26,12 +38,10 @@ class Supervisor:
     def __init__(self, config: SystemConfig) -> None:
         self._config = config
         self._engines: list[RayEngine] = []
-        self._shards: list[Any] = []
-        self._watch: asyncio.Task[None] | None = None
-        self._failures: dict[int, str] = {}
+        self._shards: dict[int, Shard] = {}
 
     def __repr__(self) -> str:
-        return f"ramify:supervisor {self._config.shards} shards {len(self._config.engines)} engines"
+        return f"ramify:supervisor {len(self._shards)} shards {len(self._config.engines)} engines"
 
     async def start(self) -> None:
         """Start everything; returns when jobs can be submitted. Raises what an engine or the verifier can't start for."""
@@ -40,9 +50,25 @@ class Supervisor:
         await database.migrate()
         await Jobs(database).put_models(await self._models())
         await database.close()
-        self._shards = [start_shard(index, self._config, self._engines) for index in range(self._config.shards)]
-        await asyncio.gather(*(shard.ensure.remote() for shard in self._shards))
-        self._watch = asyncio.create_task(self._keep_alive())
+        await self.scale(self._config.shards)
+
+    async def scale(self, shards: int) -> None:
+        """Have so many shards: start what is missing, or drain those with the highest numbers."""
+        fresh = {
+            index: Shard(start_shard(index, self._config, self._engines)) for index in range(shards) if index not in self._shards
+        }
+        self._shards |= fresh
+        await asyncio.gather(*(shard.actor.ensure.remote() for shard in fresh.values()))
+        for index, shard in fresh.items():
+            shard.watch = asyncio.create_task(self._keep_alive(index, shard))
+        await asyncio.gather(*(self.remove(index) for index in [*self._shards] if index >= shards))
+
+    async def remove(self, index: int) -> bool:
+        """Drain one shard and end it; the others take its slots. Whether it came to its end within `DRAIN_S`."""
+        shard = self._shards.pop(index)
+        done = await drain(shard)
+        ray.kill(shard.actor)
+        return done
 
     async def _models(self) -> list[ModelRow]:
         rows = {}
@@ -55,31 +81,44 @@ class Supervisor:
         scorers = [ModelRow("checker" if m.backend == "rule" else "verifier", m.name, m.revision, "", "") for m in models]
         return [*rows.values(), *scorers]
 
-    async def _keep_alive(self) -> None:
-        failures = [0] * len(self._shards)
+    async def _keep_alive(self, index: int, shard: Shard) -> None:
         while True:
             await asyncio.sleep(WATCH_S)
-            for index, shard in enumerate(self._shards):
-                if failures[index] >= FAILURES_MAX:
-                    continue
-                try:
-                    await shard.ensure.remote()
-                    failures[index] = 0
-                    self._failures.pop(index, None)
-                except Exception as error:  # its process died, or its shard did: the next look starts it anew
-                    failures[index] += 1
-                    self._failures[index] = str(error)
-                    log.error("shard %d failed (%d in a row): %s", index, failures[index], error)
+            try:
+                await asyncio.wait_for(shard.actor.ensure.remote(), ANSWER_S)
+                shard.failure = ""
+            except TimeoutError:
+                shard.failure = f"it does not answer within {ANSWER_S:.0f} s"
+                log.error("shard %d stands still: %s", index, shard.failure)
+            except Exception as error:  # its process died, or its shell did: the next look starts it anew
+                shard.failure = str(error)
+                log.error("shard %d failed: %s", index, error)
 
-    async def status(self) -> dict[int, str]:
-        """What each shard that does not work died of."""
-        return self._failures
+    async def status(self) -> list[ShardStatus]:
+        """How each shard stands."""
+        return await asyncio.gather(*(self._status(index, shard) for index, shard in self._shards.items()))
 
-    async def drain(self) -> None:
-        """Have every shard commit what it has, and stop."""
-        if self._watch is not None:
-            self._watch.cancel()
-        await asyncio.gather(*(shard.drain.remote() for shard in self._shards), return_exceptions=True)
+    async def _status(self, index: int, shard: Shard) -> ShardStatus:
+        try:
+            found: ShardStatus = await asyncio.wait_for(shard.actor.status.remote(), STATUS_S)
+        except Exception as error:  # it is just starting, or stands still
+            return ShardStatus(index, None, failure=shard.failure or f"it can't be asked: {error}")
+        return found
+
+    async def drain(self) -> bool:
+        """Have every shard commit what it has, hand its slots over and stop; whether all did within `DRAIN_S`."""
+        return all(await asyncio.gather(*(drain(shard) for shard in self._shards.values())))
+
+
+async def drain(shard: Shard) -> bool:
+    """Drain one shard; whether it came to its end."""
+    if shard.watch is not None:
+        shard.watch.cancel()
+    try:
+        return bool(await asyncio.wait_for(shard.actor.drain.remote(), DRAIN_S + CUT_S + LEAVE_S))
+    except Exception as error:  # it has died, or stands still: its leases end by themselves
+        log.error("a shard could not be drained: %s", error)
+        return False
 
 
 def start_supervisor(config: SystemConfig) -> Any:
