@@ -23,7 +23,13 @@ async def test_a_job_that_does_not_move(subject: Subject) -> None:
     finding = await work.jobs_move(subject)
     assert finding.level is Level.WARN
     assert finding.details == (f"job {job.job_id}: nothing for 12 min, 0 of 2 problems done",)
-    await Jobs(subject.database).cancel(job.job_id)
+    other = await running_job(subject.database, request_id="another")
+    queued = await work.jobs_move(subject)
+    assert (queued.level, queued.summary) == (Level.OK, "1 of 2 running jobs move, 1 wait for their turn")
+    await execute(subject.database, update(jobs).values(steps=5))
+    assert (await work.jobs_move(subject)).level is Level.WARN
+    for each in (job, other):
+        await Jobs(subject.database).cancel(each.job_id)
     assert (await work.jobs_move(subject)).summary == "no job runs"
 
 

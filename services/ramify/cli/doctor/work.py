@@ -33,31 +33,37 @@ async def waits(subject: Subject) -> Finding:
 
 
 async def jobs_move(subject: Subject) -> Finding:
-    """Whether something has happened of late in every job that runs."""
+    """Whether something has happened of late in every job that runs, those apart that wait for their turn."""
     at = and_(events.c.job == jobs.c.number, events.c.cursor == jobs.c.cursor)
-    query = select(jobs.c.job_id, jobs.c.problems_done, jobs.c.problems_total, events.c.body).select_from(
-        jobs.outerjoin(events, at)
-    )
-    rows = await _running(subject, query)
-    still: list[tuple[float, str]] = []
-    for row in rows:
-        last_ms = job_pb2.JobEvent.FromString(row.body).time.ToMilliseconds() if row.body else 0
-        since_s = (now_ms() - last_ms) / 1000
-        if since_s > STILL_S:
-            lasts = f"for {duration(since_s)}" if row.body else "ever"
-            still.append(
-                (since_s, f"job {row.job_id}: nothing {lasts}, {row.problems_done:,} of {row.problems_total:,} problems done")
-            )
-    if not still:
-        return Finding("progress", Level.OK, f"{counted(len(rows), 'running job')}, all of them move" if rows else "no job runs")
+    columns = (jobs.c.job_id, jobs.c.steps, jobs.c.problems_done, jobs.c.problems_total, events.c.body)
+    rows = await _running(subject, select(*columns).select_from(jobs.outerjoin(events, at)))
+    since_s = [(now_ms() - _last_ms(row.body)) / 1000 for row in rows]
+    moving = sum(each <= STILL_S for each in since_s)
+    still = [(each, row) for each, row in zip(since_s, rows, strict=True) if each > STILL_S]
+    stuck = [(each, row) for each, row in still if row.steps or not moving]
+    if stuck:
+        stuck.sort(key=lambda pair: -pair[0])
+        return Finding(
+            "progress",
+            Level.WARN,
+            f"{counted(len(stuck), 'running job')} of {len(rows):,} not moved for more than {duration(STILL_S)}",
+            listed([_stands_still(each, row) for each, row in stuck]),
+            why="a step takes seconds; a job that is silent for so long is stuck, or others are served before it",
+            remedy="look at what is said of shards, slots and waits here, and at the engines in the Ray dashboard",
+        )
+    queued = f", {len(still):,} wait for their turn" if still else ""
     return Finding(
-        "progress",
-        Level.WARN,
-        f"{counted(len(still), 'running job')} of {len(rows):,} not moved for more than {duration(STILL_S)}",
-        listed([line for _, line in sorted(still, reverse=True)]),
-        why="a step takes seconds; a job that is silent for so long is stuck, or stands behind others",
-        remedy="look at what is said of shards, slots and waits here, and at the engines in the Ray dashboard",
+        "progress", Level.OK, f"{moving:,} of {counted(len(rows), 'running job')} move{queued}" if rows else "no job runs"
     )
+
+
+def _last_ms(body: bytes | None) -> int:
+    return job_pb2.JobEvent.FromString(body).time.ToMilliseconds() if body else 0
+
+
+def _stands_still(since_s: float, row: Any) -> str:
+    lasts = f"for {duration(since_s)}" if row.body else "ever"
+    return f"job {row.job_id}: nothing {lasts}, {row.problems_done:,} of {row.problems_total:,} problems done"
 
 
 async def pins(subject: Subject) -> Finding:
