@@ -4,36 +4,30 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ramify.scheduler.engines.base import Engine, Finish, StepBatch
-from ramify.scheduler.engines.loop import EngineStats
 from ramify.scheduler.engines.simulated import SimulatedEngine, SimulatedParams
 from ramify.scheduler.errors import EngineError
 from tests.unit.engines.helpers import MODEL, PROBLEMS, STEP, Job, batch_of, collect, encode, needs_model, search
 
-
-class WithStats(Engine, Protocol):
-    def stats(self) -> EngineStats: ...
+Make = Callable[..., Engine]
 
 
-Make = Callable[..., WithStats]
-
-
-def make_onnx(**options: Any) -> WithStats:
+def make_onnx(**options: Any) -> Engine:
     from ramify.scheduler.engines.onnx import OnnxEngine, OnnxParams
 
     return OnnxEngine(MODEL, OnnxParams(**options))
 
 
-def make_instant(**options: Any) -> WithStats:
+def make_instant(**options: Any) -> Engine:
     return SimulatedEngine(SimulatedParams(time_scale=0, context_tokens_max=256, **options))
 
 
-def make_timed(**options: Any) -> WithStats:
+def make_timed(**options: Any) -> Engine:
     async def skip(delay_s: float) -> None:
         await asyncio.sleep(0)
 
@@ -50,8 +44,8 @@ def make_timed(**options: Any) -> WithStats:
 async def make(request: pytest.FixtureRequest) -> AsyncIterator[Make]:
     async with AsyncExitStack() as stack:
 
-        def made(**options: Any) -> WithStats:
-            engine: WithStats = request.param(**options)
+        def made(**options: Any) -> Engine:
+            engine: Engine = request.param(**options)
             stack.push_async_callback(engine.close)
             return engine
 

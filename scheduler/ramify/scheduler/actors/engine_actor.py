@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import ray
 
-from ramify.scheduler.actors.config import NAMESPACE, EngineConfig
+from ramify.scheduler.actors.config import NAMESPACE, EngineConfig, placed
 from ramify.scheduler.actors.gate import Gate
-from ramify.scheduler.engines.base import Engine, ModelInfo, StepBatch, StepResults
+from ramify.scheduler.engines.base import Engine, EngineStats, ModelInfo, StepBatch, StepResults
 from ramify.scheduler.engines.registry import load_engine
 from ramify.scheduler.errors import EngineError
 
@@ -75,6 +75,10 @@ class EngineActor:
             os._exit(1)
         return engine.info
 
+    async def stats(self) -> EngineStats:
+        """What its engine has done since this process was started."""
+        return self._loaded().stats()
+
     async def generate(self, batch: StepBatch, *, alone: bool = False) -> AsyncIterator[StepResults]:
         """See `EngineHandle.generate`."""
         self._rows_open += len(batch)
@@ -122,5 +126,6 @@ def start_engine(config: EngineConfig) -> RayEngine:
         max_restarts=-1,
         max_task_retries=0,  # a lost call may have been carried out: the shard decides what is sampled again
         max_concurrency=CALLS_MAX,
+        **placed(config.labels),
     ).remote(config)
     return RayEngine(config.name, actor)

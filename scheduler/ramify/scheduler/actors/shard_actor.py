@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import secrets
 import time
 from collections.abc import Sequence
@@ -10,12 +11,11 @@ from typing import Any
 
 import ray
 
-from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, SystemConfig
+from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, SystemConfig, placed
 from ramify.scheduler.actors.engine_actor import RayEngine
 from ramify.scheduler.actors.shell import Shell, ShellStatus
 from ramify.scheduler.memory import keep_freed_memory
 from ramify.store.database import Database
-from ramify.store.work import Work
 from ramify.verifier.client import VerifierClient
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ class ShardStatus:
     shell: ShellStatus | None  # None: it does not work now
     failures: int = 0  # shells that have died one after the other
     failure: str = ""  # what the last of them died of, or why the shard can't be asked
+    pid: int = 0  # of its process; 0: it can't be asked
 
 
 @ray.remote
@@ -80,13 +81,14 @@ class ShardActor:
         if self._run is None and not self._drained and now_s >= self._next_s:
             # A new incarnation: it takes the slots of the one before, whose commits fail from then on, if it is still there.
             owner = f"shard:{self._index}@{secrets.token_hex(4)}"
-            self._shell = Shell(Work(self._database), owner, self._engines, self._verifier, self._config.limits)
+            self._shell = Shell(self._config.work(self._database), owner, self._engines, self._verifier, self._config.limits)
             self._run, self._began_s = asyncio.create_task(self._shell.run()), now_s
 
     async def status(self) -> ShardStatus:
         """How it stands."""
         works = self._shell is not None and self._run is not None and not self._run.done()
-        return ShardStatus(self._index, self._shell.status if self._shell and works else None, self._failures, self._failure)
+        shell = self._shell.status if self._shell and works else None
+        return ShardStatus(self._index, shell, self._failures, self._failure, os.getpid())
 
     async def drain(self) -> bool:
         """Commit what is there, hand the slots over and stop, within `DRAIN_S` and a second.
@@ -109,10 +111,12 @@ class ShardActor:
 
 def start_shard(index: int, config: SystemConfig, engines: Sequence[RayEngine]) -> Any:
     """Start a shard actor; Ray restarts it whenever its process dies, `ensure` then sets it to work."""
+    labels = config.shard_labels[index] if index < len(config.shard_labels) else {}
     return ShardActor.options(  # type: ignore[attr-defined]
         name=f"ramify:shard:{index}",
         namespace=NAMESPACE,
         num_cpus=0,
         max_restarts=-1,
         max_task_retries=0,
+        **placed(labels),
     ).remote(index, config, engines)

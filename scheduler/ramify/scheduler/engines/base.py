@@ -78,12 +78,30 @@ class ModelInfo:
     problem_format: str = ""  # rule that problems must satisfy, e.g. "countdown"; empty: any text
 
 
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine has done since it was made, and what it holds now."""
+
+    rows_running: int  # slots in use
+    rows_waiting: int
+    prefix_hits: int  # groups whose chain needed no prefill of its own
+    prefix_misses: int
+    tokens_prefilled: int
+    rows_sampled: int  # steps that were sampled to their end, whoever still wanted them
+    tokens_sampled: int  # end-of-sequence tokens included
+    slot_busy_s: float  # sum over slots of the time that they were in use
+
+
 class Engine(Protocol):
     """A generator. One process may run several; each is driven from one event loop."""
 
     @property
     def info(self) -> ModelInfo:
         """What the model is."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """What it has done so far."""
         ...
 
     def generate(self, batch: StepBatch) -> AsyncGenerator[StepResults, None]:

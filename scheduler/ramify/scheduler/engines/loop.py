@@ -3,7 +3,6 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
 from itertools import count
 
 from ramify.scheduler.engines.base import ModelInfo, StepBatch, StepResults
@@ -12,20 +11,6 @@ from ramify.scheduler.errors import EngineError
 
 Ended = Sequence[tuple[int, StepResults]]
 """Rows that ended, by the ticket of the call they belong to."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """What an engine has done since it was made, and what it holds now."""
-
-    rows_running: int  # slots in use
-    rows_waiting: int
-    prefix_hits: int  # groups whose chain needed no prefill of its own
-    prefix_misses: int
-    tokens_prefilled: int
-    rows_sampled: int  # steps that were sampled to their end, whoever still wanted them
-    tokens_sampled: int  # end-of-sequence tokens included
-    slot_busy_s: float  # sum over slots of the time that they were in use
 
 
 class EngineLoop(ABC):

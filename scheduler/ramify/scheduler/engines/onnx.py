@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ramify.scheduler.engines.base import ModelInfo, StepBatch
-from ramify.scheduler.engines.loop import Ended, EngineLoop, EngineStats
+from ramify.scheduler.engines.base import EngineStats, ModelInfo, StepBatch
+from ramify.scheduler.engines.loop import Ended, EngineLoop
 from ramify.scheduler.engines.onnx_decoder import OnnxDecoder
 from ramify.scheduler.engines.onnx_model import OnnxModel
 from ramify.scheduler.errors import EngineError

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.scheduler.engines.base import Finish, ModelInfo, StepBatch, StepParams, StepResults
+from ramify.scheduler.engines.base import EngineStats, Finish, ModelInfo, StepBatch, StepParams, StepResults
 from ramify.scheduler.engines.columns import take_rows
-from ramify.scheduler.engines.loop import Ended, EngineLoop, EngineStats
+from ramify.scheduler.engines.loop import Ended, EngineLoop
 from ramify.scheduler.engines.prefix_cache import PrefixCache, digest
 from ramify.scheduler.engines.sampling import uniform
 from ramify.scheduler.errors import EngineError
