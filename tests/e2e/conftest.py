@@ -19,8 +19,8 @@ STOP_S = 30
 class Up:
     """A running `ramify up`."""
 
-    def __init__(self, home: Path, listen: str = "127.0.0.1:0") -> None:
-        command = [*RAMIFY, "up", "--home", str(home), "--listen", listen, "--no-dashboard"]
+    def __init__(self, home: Path, *options: str, listen: str = "127.0.0.1:0") -> None:
+        command = [*RAMIFY, "up", "--home", str(home), "--listen", listen, "--no-dashboard", *options]
         self.home = home
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.said = ""

@@ -33,7 +33,7 @@ def test_a_job_goes_on_after_every_process_was_killed(tmp_path: Path, puzzles: l
         assert before in events, "what was seen before the crash is history after it"
         assert trees(client, job.job_id, COUNT) == expected
         # Committed steps are counted when they are committed: had one been sampled and committed again, the sums would differ.
-        assert job.progress == undisturbed.progress
+        assert paid(job.progress) == paid(undisturbed.progress)
     code, left = second.stop(signal.SIGTERM)
     assert (code, left) == (0, [])
 
@@ -54,7 +54,37 @@ def test_a_job_goes_on_after_one_process_was_killed(up: Up, puzzles: list[str], 
                 process.wait()
         assert trees(client, job.job_id, count) == trees(client, undisturbed.job_id, count)
         assert [event.cursor for event in events] == list(range(1, len(events) + 1))
-        assert events[-1].progress == undisturbed.progress
+        assert paid(events[-1].progress) == paid(undisturbed.progress)
+
+
+def test_shards_share_the_trees_and_one_takes_over_what_another_had(tmp_path: Path, puzzles: list[str]) -> None:
+    """SIGKILL of one of two shards in the middle of a job."""
+    system = Up(tmp_path, "--shards", "2", "--lease-s", "3")
+    with Client(system.address) as client:
+        undisturbed = run_job(client, puzzles[:COUNT])
+        job = client.submit(puzzles[:COUNT], **KNOBS)  # type: ignore[arg-type]
+        half_way(client, job, undisturbed)
+        victims = [process for process in system.processes() if "ray::ShardActor" in command_line(process)]
+        assert len(victims) == 2
+        victims[0].kill()
+        for _ in client.watch(job.job_id):
+            pass
+        job = client.job(job.job_id)
+        assert job.state == job_pb2.JOB_STATE_DONE
+        assert trees(client, job.job_id, COUNT) == trees(client, undisturbed.job_id, COUNT)
+        assert paid(job.progress) == paid(undisturbed.progress)
+        assert job.progress.takeovers >= 1, "by the other shard, by its own successor, or by both: a few slots each"
+    code, left = system.stop()
+    assert (code, left) == (0, [])
+
+
+def paid(progress: job_pb2.Progress) -> job_pb2.Progress:
+    """What a job has cost and come to, without what has happened to it."""
+    found = job_pb2.Progress()
+    found.CopyFrom(progress)
+    for name in ("retries", "takeovers"):
+        found.ClearField(name)
+    return found
 
 
 def half_way(client: Client, job: job_pb2.Job, undisturbed: job_pb2.Job) -> job_pb2.JobEvent:

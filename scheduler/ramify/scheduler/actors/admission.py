@@ -27,7 +27,6 @@ from ramify.verifier.errors import VerifierError
 log = logging.getLogger(__name__)
 
 PAGE = 1024  # problems a read
-ROLES = ("generator", "verifier", "checker")
 NO_TREES = np.empty(0, np.uint64)
 
 
@@ -153,9 +152,14 @@ class Admission:
         if pins is None:
             return None
         plan = plan_of(job.job_id, job.spec, job.problems_total, job.started_ms)
-        named = {role: pinned(getattr(plan, role), getattr(pins, role)) for role in ROLES}
+        plan = replace(
+            plan,
+            generator=pinned(plan.generator, pins.generator),
+            verifier=pinned(plan.verifier, pins.verifier),
+            checker=pinned(plan.checker, pins.checker),
+        )
         self._jobs.setdefault(job.job_id, job)
-        return self._plans.setdefault(job.job_id, replace(plan, **named))
+        return self._plans.setdefault(job.job_id, plan)
 
     async def read_references(self, job: OpenJob, slots: Sequence[int], index: NDArray[np.int64]) -> None:
         """Read the right answers of problems that come restored, so that they can be checked."""

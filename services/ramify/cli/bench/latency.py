@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from ramify.cli.bench.check import solves
 from ramify.cli.output import make_console
 from ramify.local.models import tiny24
-from ramify.scheduler.actors.dispatch import sampled
+from ramify.scheduler.actors.lanes import Rows
 from ramify.scheduler.commands import Chains, Check, Commit, Generate, Score
 from ramify.scheduler.engines.base import StepBatch, StepParams, StepResults
 from ramify.scheduler.engines.columns import concatenate, take_rows
@@ -160,7 +160,7 @@ class Bench:
                 one = take_rows(results, place[start + row : start + row + 1])
                 one.row[:] = row
                 each.tokens += int(one.token_count[0])
-                each.later(float(took[row]), sampled(command, one))
+                each.later(float(took[row]), Rows.of([command]).sampled(one))
             start += len(command.hint)
 
     def _score(self, running: list[Alone]) -> None:
