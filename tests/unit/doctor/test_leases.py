@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 from sqlalchemy import delete, update
 
@@ -7,6 +8,7 @@ from ramify.cli.doctor.leases import shards_are_heard_of, slots_are_held
 from ramify.cli.doctor.subject import Subject
 from ramify.cli.doctor.work import waits
 from ramify.store.clock import db_now_ms
+from ramify.store.jobs import Jobs
 from ramify.store.schema import slots
 from tests.unit.doctor.defects import execute, put_shard
 from tests.unit.store.helpers import running_job
@@ -21,8 +23,9 @@ async def test_jobs_without_a_shard(subject: Subject) -> None:
     await running_job(subject.database)
     missing = await shards_are_heard_of(subject)
     assert (missing.level, missing.summary) == (Level.BAD, "1 job runs, and no shard is alive")
-    unheld = await slots_are_held(subject)
-    assert (unheld.level, unheld.details) == (Level.BAD, ("free: 0-63",))
+    assert (await slots_are_held(subject)).level is Level.SKIPPED
+    stopped = await shards_are_heard_of(replace(subject, stopped=True))
+    assert (stopped.level, stopped.summary) == (Level.WARN, "1 job runs, and no system does")
 
 
 async def test_all_is_held(subject: Subject) -> None:
@@ -63,3 +66,12 @@ async def test_what_jobs_wait_for(subject: Subject) -> None:
     finding = await waits(subject)
     assert (finding.level, finding.summary) == (Level.WARN, "1 of 1 running jobs wait for something")
     assert finding.details == (f"job {job.job_id}: 340 chains for verifier: connection refused, 12 s",)
+    await Jobs(subject.database).cancel(job.job_id)
+    assert (await waits(subject)).summary == "no job runs"
+
+
+async def test_what_a_shard_has_told_that_is_gone_is_no_wait(subject: Subject) -> None:
+    job = await running_job(subject.database)
+    wait = {"job_id": job.job_id, "what": "verifier", "reason": "connection refused", "count": 340, "since_ms": 0}
+    await put_shard(subject.database, "shard:0@1f", ends_in_s=-1, waits=json.dumps([wait]))
+    assert (await waits(subject)).summary == "no job waits for anything"

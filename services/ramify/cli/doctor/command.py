@@ -47,7 +47,8 @@ def patient(home: Path | None, store: str | None, address: str | None, verifier:
     if service is None and not remote:  # perhaps one answers where they usually are
         service = Service(load_settings().address, expected=bool(local and local.runs))
     scorer = verifier or (local.verifier if local else "")
-    return Patient(url, service, Service(scorer, expected=True) if scorer else None, deep)
+    stopped = local is not None and not local.runs
+    return Patient(url, service, Service(scorer, expected=True) if scorer else None, deep, stopped)
 
 
 def run(patient: Patient, *, as_json: bool) -> None:

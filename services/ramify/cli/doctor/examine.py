@@ -44,6 +44,7 @@ class Patient:
     gateway: Service | None = None
     verifier: Service | None = None
     deep: bool = False
+    stopped: bool = False  # it is known that no system runs on the store
 
 
 async def examine(patient: Patient, begin: Callable[[str], None]) -> AsyncIterator[Finding]:
@@ -51,7 +52,7 @@ async def examine(patient: Patient, begin: Callable[[str], None]) -> AsyncIterat
     models: Sequence[ModelRow] = ()
     if patient.store_url:
         begin("store")
-        opens, subject = await opening.opened(patient.store_url, deep=patient.deep)
+        opens, subject = await opening.opened(patient.store_url, deep=patient.deep, stopped=patient.stopped)
         yield opens
         if subject is not None:
             try:

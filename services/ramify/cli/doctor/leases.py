@@ -54,6 +54,14 @@ async def shards_are_heard_of(subject: Subject) -> Finding:
     found = await look(subject)
     silent = [row for row in found.shards if row.expires_ms <= found.now_ms]
     lines = [_told(row, found) for row in found.shards]
+    if found.running and not found.alive and subject.stopped:
+        return Finding(
+            "shards",
+            Level.WARN,
+            f"{counted(found.running, 'job')} run{'s' if found.running == 1 else ''}, and no system does",
+            why="all that is committed is kept, and goes on from there with the next start",
+            remedy="`ramify up`",
+        )
     if found.running and not found.alive:
         return Finding(
             "shards",
@@ -99,6 +107,8 @@ async def slots_are_held(subject: Subject) -> Finding:
             remedy=f"INSERT INTO slots (slot, epoch, owner) VALUES ({missing[0]}, 0, ''), and so on",
         )
     unheld = found.unheld
+    if found.running and not found.alive:
+        return Finding("slots", Level.SKIPPED, f"{SLOTS - len(unheld)} of {SLOTS} are held, and no shard is there to hold them")
     if not found.running:
         return Finding("slots", Level.OK, f"{SLOTS - len(unheld)} of {SLOTS} are held, and no job runs")
     if not unheld:
@@ -115,7 +125,7 @@ async def slots_are_held(subject: Subject) -> Finding:
     names = {shard_of(row.owner) for row in found.alive}
     return Finding(
         "slots",
-        Level.WARN if names else Level.BAD,
+        Level.WARN,
         f"{len(unheld)} of {SLOTS} slots are held by nobody while jobs run",
         listed(lines),
         why=f"problems of these slots wait: about {len(unheld) / SLOTS:.0%} of every job",

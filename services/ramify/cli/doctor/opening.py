@@ -18,8 +18,14 @@ from ramify.store.errors import CannotOpen, StoreOutage
 _MAGIC = b"SQLite format 3\0"
 
 
-async def opened(url: str, *, deep: bool) -> tuple[Finding, Subject | None]:
-    """The store at `url`, if it can be opened; the caller closes its database. Makes no file where none is."""
+async def opened(url: str, *, deep: bool, stopped: bool = False) -> tuple[Finding, Subject | None]:
+    """The store at `url`, if it can be opened; the caller closes its database. Makes no file where none is.
+
+    Args:
+        url: of the store.
+        deep: see `Subject`.
+        stopped: likewise.
+    """
     try:
         path = sqlite_path(url)
     except ArgumentError:
@@ -30,7 +36,7 @@ async def opened(url: str, *, deep: bool) -> tuple[Finding, Subject | None]:
         database = Database(url)
     except CannotOpen as error:
         return Finding("store", Level.BAD, str(error)), None
-    subject = Subject(database, deep)
+    subject = Subject(database, deep, stopped)
     try:
         async with database.read() as connection:
             await connection.execute(text("SELECT 1"))

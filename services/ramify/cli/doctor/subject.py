@@ -17,6 +17,7 @@ class Subject:
 
     database: Database
     deep: bool = False  # look at everything, however long it takes; else at a bounded part of it
+    stopped: bool = False  # it is known that no system runs on it
 
     @property
     def path(self) -> Path | None:

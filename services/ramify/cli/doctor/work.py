@@ -9,7 +9,7 @@ from ramify.cli.doctor.findings import Finding, Level, listed
 from ramify.cli.doctor.running import waits_found
 from ramify.cli.doctor.subject import Subject
 from ramify.cli.output import counted, duration
-from ramify.store.clock import now_ms
+from ramify.store.clock import db_now_ms, now_ms
 from ramify.store.leases import read_waits, shard_of
 from ramify.store.schema import events, jobs, models, shards
 from ramify.v1 import job_pb2
@@ -19,17 +19,20 @@ JOBS_MAX = 10_000  # that run, the newest first
 
 
 async def waits(subject: Subject) -> Finding:
-    """What the shards say that jobs wait for."""
-    running = await subject.running_jobs()
+    """What the shards that are alive say that jobs wait for."""
+    running = {row.job_id for row in await _running(subject, select(jobs.c.job_id))}
     async with subject.database.read() as connection:
-        rows = (await connection.execute(select(shards.c.owner, shards.c.waits))).all()
+        alive = select(shards.c.owner, shards.c.waits).where(shards.c.expires_ms > await db_now_ms(connection))
+        rows = (await connection.execute(alive)).all()
     found: dict[str, list[job_pb2.Wait]] = {}
     for row in rows:
         for wait in read_waits(row.waits):
+            if wait.job_id not in running:  # it has ended since
+                continue
             told = job_pb2.Wait(what=wait.what, reason=wait.reason, count=wait.count, shard=shard_of(row.owner))
             told.since_time.FromMilliseconds(wait.since_ms)
             found.setdefault(wait.job_id, []).append(told)
-    return waits_found(found, running, datetime.now(UTC))
+    return waits_found(found, len(running), datetime.now(UTC))
 
 
 async def jobs_move(subject: Subject) -> Finding:
