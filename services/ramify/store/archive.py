@@ -45,7 +45,7 @@ class Box:
     """Steps of some trees of one job, to become an archive."""
 
     job: int  # number
-    body: bytes  # empty: there are no steps
+    body: bytes  # empty: none is needed, for there are no steps
     damage: str
     indexes: list[int]  # problems with a result, whose trees these are
     slots: list[int]  # or: slots of which these are all the trees without one
@@ -145,7 +145,7 @@ def _without_result(job_id: str, total: int, done: NDArray[np.int64], mine: Sequ
 def _box(job: int, found: Found, trees: NDArray[np.uint64], indexes: list[int], of_slots: list[int]) -> Box:
     rows = np.flatnonzero(np.isin(found.nodes.tree_id, trees))
     damage = {str(tree): found.damage[tree] for tree in trees.tolist() if tree in found.damage}
-    body = codec.encode_nodes(codec.take(found.nodes, rows)) if len(rows) or damage else b""
+    body = codec.encode_nodes(codec.take(found.nodes, rows)) if len(rows) or damage or indexes else b""
     return Box(job, body, json.dumps(damage), indexes, of_slots, trees.tolist())
 
 
