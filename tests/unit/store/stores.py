@@ -13,6 +13,7 @@ from ramify.store.jobs import Jobs
 from ramify.store.uploads import Uploads
 from ramify.store.work import Beat, Claim, OpenJob, Pins, Recovered, Report, Swept, WaitingProblem, Work
 from ramify.v1 import job_pb2
+from tests.simulation.memory_kind import MemoryKind
 from tests.unit.store.helpers import FILLED, SPEC, chunk
 
 
@@ -113,12 +114,16 @@ class SqlStore:
         return (await self._jobs.tree(job_id, index)).nodes
 
 
-KINDS = ("sqlite", "postgresql")
+MEMORY = "memory"  # the fake of the simulation
+KINDS = ("sqlite", "postgresql", MEMORY)
 
 
 @asynccontextmanager
 async def opened(place: str) -> AsyncIterator[Store]:
     """An empty store of one of the `KINDS`; `place` is its URL, where it has one, and else its kind."""
+    if place == MEMORY:
+        yield MemoryKind(FILLED)
+        return
     database = Database(place)
     await database.migrate()
     try:
