@@ -99,6 +99,13 @@ class Shard:
         """Trees that are admitted and not yet committed or cancelled."""
         return int((self.forest.trees.status[: self.forest.trees.size] != TreeStatus.FREE).sum())
 
+    @property
+    def live_chains(self) -> int:
+        """Nodes of growing trees that are in flight or in the frontier."""
+        forest, trees = self.forest, self.forest.trees
+        rows = np.flatnonzero(forest.status[: forest.size] <= Status.OPEN)
+        return int((trees.status[forest.tree[rows]] == TreeStatus.GROWING).sum())
+
     def growing(self, tree_id: NDArray[np.uint64]) -> tuple[Mask, NDArray[np.int32]]:
         """`[R]` whether each of the trees `[R]` is here and grows, and the decision that waits for its answers to be compared.
 

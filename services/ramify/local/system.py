@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -42,6 +42,8 @@ class LocalConfig:
     dashboard: bool = True
     lease_s: float = 15.0  # a shard that was not heard of for so long loses its slots to others
     retain_days: float | None = None  # jobs that ended longer ago are deleted; None: none is
+    trees_max: int = 4096  # open at once in a shard
+    work: Callable[[Any], Any] | None = None  # see `SystemConfig.work`; None: as it is there
 
 
 class LocalSystem:
@@ -128,8 +130,9 @@ class LocalSystem:
 
         configs = tuple(EngineConfig(f"local:{index}", spec) for index, spec in enumerate(engines))
         retention_ms = None if self.config.retain_days is None else round(self.config.retain_days * DAY_MS)
-        limits = ShellLimits(lease_ms=round(1000 * self.config.lease_s), retention_ms=retention_ms)
-        self._supervisor = start_supervisor(SystemConfig(store_url, verifier, configs, self.config.shards, limits))
+        limits = ShellLimits(self.config.trees_max, round(1000 * self.config.lease_s), retention_ms=retention_ms)
+        system = SystemConfig(store_url, verifier, configs, self.config.shards, limits)
+        self._supervisor = start_supervisor(replace(system, work=self.config.work) if self.config.work else system)
         try:
             ray.get(self._supervisor.start.remote(), timeout=START_S)
         except RayError as error:

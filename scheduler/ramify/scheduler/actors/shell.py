@@ -56,7 +56,10 @@ class ShellStatus:
     slots: int
     settling: int  # of them, those of which not all is here yet
     trees: int
+    chains: int  # of growing trees, in flight or in the frontier
     uncommitted_steps: int
+    committed_steps: int  # since it was started
+    commits: int
     waits: tuple[Wait, ...]
     engines: dict[str, bool]  # whether each answers
 
@@ -98,7 +101,7 @@ class Shell:
         self._tasks: list[asyncio.Task[Any]] = []
         self._draining: asyncio.Task[None] | None = None
         self._listener: Listener | None = None
-        self.commits = 0
+        self.commits = self.committed_steps = 0
         self.keeper = LeaseKeeper(
             work,
             owner,
@@ -157,7 +160,10 @@ class Shell:
             slots=len(self.keeper.slots),
             settling=len(self.keeper.busy),
             trees=self.shard.live_trees,
+            chains=self.shard.live_chains,
             uncommitted_steps=self._backlog.steps,
+            committed_steps=self.committed_steps,
+            commits=self.commits,
             waits=tuple(self._waits()),
             engines=self._dispatcher.alive,
         )
@@ -260,6 +266,7 @@ class Shell:
             self._forget(lambda trees: in_slots(trees, commit.released))
             self.keeper.gone(commit.released)
         self.commits += 1
+        self.committed_steps += len(commit.nodes.node_id)
         self.post(Committed(commit.sequence))
         if done and self._listener is not None:
             self._listener.wake()

@@ -3,6 +3,7 @@
 import typer
 
 from ramify.cli.bench.core import core
+from ramify.cli.bench.durable import durable
 from ramify.cli.bench.latency import latency
 from ramify.cli.bench.quality import quality
 from ramify.cli.bench.verifier import verifier
@@ -12,3 +13,4 @@ app.command()(quality)
 app.command()(core)
 app.command()(latency)
 app.command()(verifier)
+app.command()(durable)
