@@ -1,11 +1,13 @@
 """Short ways to say what the store's tests need."""
 
+import io
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from sqlalchemy import func, select
 
 from ramify.scheduler.commands import Commit, JobDelta, NodeRows, ScoreRows, Snapshot, TreeResult
@@ -163,6 +165,16 @@ def part(job: job_pb2.Job, *indexes: int, live: int = 3) -> Part:
 
 def snapshot(slot: int, parts: Mapping[str, Part] | None = None, steps: NodeRows = NO_STEPS) -> Snapshot:
     return Snapshot(slot, parts or {}, steps)
+
+
+def without_turn(body: bytes) -> bytes:
+    """A stream of steps or scores as it was written before decisions were counted."""
+    with pa.ipc.open_stream(body) as reader:
+        table = reader.read_all().drop_columns(["turn"])
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
 
 
 def node_ids(nodes: NodeRows) -> list[int]:

@@ -1,6 +1,5 @@
 """Segments: what goes in comes out, whatever it is."""
 
-import io
 from math import isnan, nan
 from typing import TypeVar
 
@@ -26,7 +25,7 @@ from ramify.store.segments import (
     open_segment,
     take,
 )
-from tests.unit.store.helpers import NO_SCORES, Step, node_ids, rows, scores, texts
+from tests.unit.store.helpers import NO_SCORES, Step, node_ids, rows, scores, texts, without_turn
 
 T = TypeVar("T")
 FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True)
@@ -143,16 +142,6 @@ def test_a_late_score_brings_the_turn_of_its_step() -> None:
     found = read((first, NO_SCORES), (NO_STEPS, scores((1, 5, 0.25), turn=4)), (NO_STEPS, scores((1, 6, nan), turn=7)))
     assert found.turn.tolist() == [4, 7, 3]
     assert found.finish.tolist() == [Finish.STEP, Finish.ERROR, Finish.STEP]
-
-
-def without_turn(body: bytes) -> bytes:
-    """A stream as it was written before decisions were counted."""
-    with pa.ipc.open_stream(body) as reader:
-        table = reader.read_all().drop_columns(["turn"])
-    sink = io.BytesIO()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue()
 
 
 @pytest.mark.parametrize("order", [1, -1], ids=["old first", "new first"])

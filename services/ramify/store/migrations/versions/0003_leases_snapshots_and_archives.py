@@ -47,7 +47,7 @@ def _extend_jobs() -> None:
 
 def _extend_segments() -> None:
     # An owner was one name for all of its epochs. Each of its commits was made once in an epoch, so each epoch is an incarnation.
-    op.execute("UPDATE segments SET owner = owner || '@' || CAST(epoch AS VARCHAR(20))")
+    op.execute("UPDATE segments SET owner = owner || '@epoch-' || CAST(epoch AS VARCHAR(20))")
     # SQLite writes the table anew, and from now on never gives an id twice, though all segments be deleted.
     with op.batch_alter_table("segments", table_kwargs={"sqlite_autoincrement": True}) as batch:
         batch.drop_constraint("segments_once", type_="unique")
