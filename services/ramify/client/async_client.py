@@ -79,7 +79,7 @@ class AsyncClient:
                 await call.read()  # lets the call end: dropped before, it would end as cancelled
             except grpc.RpcError as error:
                 if not upload.done:
-                    await self._wait_for_gateway(lifeline.broken(error), lifeline.patience_s)
+                    await self._wait_for_gateway(lifeline.broken(error), lifeline)
                     upload.rewind()
             finally:
                 call.cancel()
@@ -122,8 +122,10 @@ class AsyncClient:
                     yield response.event
                 return
             except grpc.RpcError as error:
-                if status_code(error) is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                    await self._wait_for_gateway(lifeline.broken(error), lifeline.patience_s)
+                if status_code(error) is grpc.StatusCode.DEADLINE_EXCEEDED:
+                    lifeline.progressed()
+                else:
+                    await self._wait_for_gateway(lifeline.broken(error), lifeline)
             finally:
                 call.cancel()
 
@@ -145,9 +147,10 @@ class AsyncClient:
             request = job_service_pb2.GetTreeRequest(job_id=job_id, problem_index=problem_index)
             return (await self._stub.GetTree(request, timeout=self._timeout_s)).tree
 
-    async def _wait_for_gateway(self, failure: ClientError, patience_s: float) -> None:
+    async def _wait_for_gateway(self, failure: ClientError, lifeline: Lifeline) -> None:
+        await asyncio.sleep(lifeline.pause_s)
         # gRPC reconnects, with its own backoff.
         try:
-            await asyncio.wait_for(self._channel.channel_ready(), patience_s)
+            await asyncio.wait_for(self._channel.channel_ready(), lifeline.patience_s)
         except TimeoutError:
             raise failure from None

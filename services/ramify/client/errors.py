@@ -80,12 +80,12 @@ def client_error(error: grpc.RpcError, address: str) -> ClientError:
     """The error to raise for a failed call to the gateway at `address`."""
     code = status_code(error)
     details = error.details() or ""
-    if code is grpc.StatusCode.UNAVAILABLE and not _said_by_gateway(error):
+    if code is grpc.StatusCode.UNAVAILABLE and not said_by_gateway(error):
         # The transport's own words ("failed to connect to all addresses; last error: ...") help nobody.
         details = (
             f"no gateway answers at {address}; start one with `ramify up`, or say where it is with --address or RAMIFY_ADDRESS"
         )
-    elif code is grpc.StatusCode.DEADLINE_EXCEEDED and not _said_by_gateway(error):
+    elif code is grpc.StatusCode.DEADLINE_EXCEEDED and not said_by_gateway(error):
         details = f"the gateway at {address} is too slow to answer; try again, or look at its health"
     elif code is grpc.StatusCode.UNIMPLEMENTED and not details:
         details = "no such call"
@@ -95,7 +95,8 @@ def client_error(error: grpc.RpcError, address: str) -> ClientError:
     return kind(details or code.name)
 
 
-def _said_by_gateway(error: grpc.RpcError) -> bool:
+def said_by_gateway(error: grpc.RpcError) -> bool:
+    """Whether a call failed for what the gateway has answered; else the transport has failed."""
     # Pairs, whatever the type stubs hold them for.
     trailers = cast("tuple[tuple[str, str | bytes], ...]", tuple(error.trailing_metadata() or ()))
     return any(key == _STATUS_DETAILS_KEY for key, _ in trailers)

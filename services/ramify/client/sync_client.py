@@ -1,5 +1,6 @@
 import functools
 import queue
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -100,7 +101,7 @@ class Client:
                 next(call, None)  # lets the call end: dropped before, it would end as cancelled
             except grpc.RpcError as error:
                 if not upload.done:
-                    self._wait_for_gateway(lifeline.broken(error), lifeline.patience_s)
+                    self._wait_for_gateway(lifeline.broken(error), lifeline)
                     upload.rewind()
             finally:
                 requests.put(None)  # ends the thread in which gRPC reads them
@@ -148,8 +149,10 @@ class Client:
                     yield response.event
                 return
             except grpc.RpcError as error:
-                if status_code(error) is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                    self._wait_for_gateway(lifeline.broken(error), lifeline.patience_s)
+                if status_code(error) is grpc.StatusCode.DEADLINE_EXCEEDED:
+                    lifeline.progressed()
+                else:
+                    self._wait_for_gateway(lifeline.broken(error), lifeline)
             finally:
                 call.cancel()  # for those who stop reading
 
@@ -175,11 +178,12 @@ class Client:
         # channel would wait for it for ever.
         return self._starter.submit(start, request).result()
 
-    def _wait_for_gateway(self, failure: ClientError, patience_s: float) -> None:
+    def _wait_for_gateway(self, failure: ClientError, lifeline: Lifeline) -> None:
+        time.sleep(lifeline.pause_s)
         # gRPC reconnects, with its own backoff.
         ready = grpc.channel_ready_future(self._channel)
         try:
-            ready.result(timeout=patience_s)
+            ready.result(timeout=lifeline.patience_s)
         except grpc.FutureTimeoutError:
             raise failure from None
         finally:

@@ -2,7 +2,7 @@ import grpc
 import pytest
 
 from ramify.client import InvalidRequest, ServerError, Unavailable
-from ramify.client.connection import FIRST_PATIENCE_S, RECONNECTS_MAX, Lifeline
+from ramify.client.connection import FIRST_PATIENCE_S, PAUSE_S, PAUSE_S_MAX, RECONNECTS_MAX, Lifeline
 from ramify.client.errors import client_error
 
 
@@ -25,6 +25,7 @@ class FailedCall(grpc.RpcError):
 
 
 NO_GATEWAY = "no gateway answers at here:1; start one with `ramify up`, or say where it is with --address or RAMIFY_ADDRESS"
+REFUSED = FailedCall(grpc.StatusCode.UNAVAILABLE, "no database", by_gateway=True)
 LOST = FailedCall(grpc.StatusCode.UNAVAILABLE, "Socket closed")
 
 
@@ -53,6 +54,33 @@ def test_reconnections_that_bring_nothing_are_bounded() -> None:
         lifeline.broken(LOST)
     lifeline.progressed()
     lifeline.broken(LOST)
+
+
+def test_a_gateway_that_can_not_serve_is_waited_for_with_patience() -> None:
+    """Its database may take longer to come back than a handful of tries."""
+    now_s = 100.0
+    lifeline = Lifeline("here:1", 30.0, lambda: now_s)
+    lifeline.progressed()
+    pauses = []
+    while now_s <= 130.0:
+        lifeline.broken(REFUSED)
+        pauses.append(lifeline.pause_s)
+        now_s += lifeline.pause_s
+    assert pauses[0] <= PAUSE_S
+    assert max(pauses) > PAUSE_S_MAX / 2
+    assert max(pauses) <= PAUSE_S_MAX
+    with pytest.raises(Unavailable, match="no database"):
+        lifeline.broken(REFUSED)
+    lifeline.progressed()
+    assert lifeline.pause_s == 0
+    lifeline.broken(REFUSED)
+
+
+def test_a_gateway_that_never_served_is_not_waited_for() -> None:
+    lifeline = Lifeline("here:1", 30.0)
+    lifeline.broken(REFUSED)
+    with pytest.raises(Unavailable, match="no database"):
+        lifeline.broken(REFUSED)
 
 
 def test_only_a_lost_connection_is_worth_another_try() -> None:
