@@ -6,6 +6,7 @@ from ramify.cli.bench.core import core
 from ramify.cli.bench.durable import durable
 from ramify.cli.bench.latency import latency
 from ramify.cli.bench.quality import quality
+from ramify.cli.bench.recovery import recovery
 from ramify.cli.bench.verifier import verifier
 
 app = typer.Typer(help="Measure. Each command prints one JSON object on its last line.", no_args_is_help=True)
@@ -14,3 +15,4 @@ app.command()(core)
 app.command()(latency)
 app.command()(verifier)
 app.command()(durable)
+app.command()(recovery)
