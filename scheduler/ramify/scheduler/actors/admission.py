@@ -47,7 +47,8 @@ class Held(NamedTuple):
 
     what: str
     reason: str
-    since_s: float
+    problems: int  # that it has
+    since_s: float  # on the monotonic clock
 
 
 @dataclass(slots=True)
@@ -193,7 +194,7 @@ class Admission:
         """The job waits; it is told since when."""
         known = self._held.get(job.job_id)
         since_s = known.since_s if known and known.what == what else self._now_s()
-        self._held[job.job_id] = Held(what, reason, since_s)
+        self._held[job.job_id] = Held(what, reason, job.problems_total, since_s)
 
     async def _admit_job(self, job: OpenJob, trees_max: int) -> int:
         """Admit up to `trees_max` problems of a job; how many they were."""

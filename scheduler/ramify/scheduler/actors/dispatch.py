@@ -269,7 +269,8 @@ class Dispatcher:
         pause_s = PROBE_S
         while not lane.alive:
             try:
-                lane.info = await asyncio.wait_for(lane.engine.describe(), ANSWER_S)
+                async with asyncio.timeout(ANSWER_S):
+                    lane.info = await lane.engine.describe()
                 lane.alive = self._changed = True
             except Exception as error:  # it is still away
                 lane.reason = told(error)
@@ -290,7 +291,8 @@ class Dispatcher:
         """Ask a silent engine whether it is there."""
         calls, lane.heard_s = dict(lane.calls), self._now_s()
         try:
-            await asyncio.wait_for(lane.engine.describe(), ANSWER_S)
+            async with asyncio.timeout(ANSWER_S):
+                await lane.engine.describe()
         except Exception as error:
             reason = f"engine {lane.engine.name} does not answer: {told(error)}"
             self._lose(lane, reason)

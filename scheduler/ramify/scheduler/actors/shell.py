@@ -195,7 +195,8 @@ class Shell:
 
     async def _turn(self) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), CYCLE_S)
+            async with asyncio.timeout(CYCLE_S):  # not `wait_for`, in which Python 3.11 loses a cancellation now and then
+                await self._wake.wait()
         self._wake.clear()
         events, self._inbox = [*self._inbox, Tick(self._time.now_ms())], []
         for event in events:
@@ -326,7 +327,7 @@ class Shell:
 
     def _waits(self) -> list[Wait]:
         paused = "" if self._draining is not None else self.paused
-        return waits(self._admission, self._dispatcher, self._scoring, self._backlog, paused, self._time)
+        return waits(self._admission, self._dispatcher, self._scoring, self._backlog, paused, self._time, self._now_s())
 
 
 async def end(*tasks: asyncio.Task[Any] | None) -> None:

@@ -85,7 +85,8 @@ class Supervisor:
         while True:
             await asyncio.sleep(WATCH_S)
             try:
-                await asyncio.wait_for(shard.actor.ensure.remote(), ANSWER_S)
+                async with asyncio.timeout(ANSWER_S):
+                    await shard.actor.ensure.remote()
                 shard.failure = ""
             except TimeoutError:
                 shard.failure = f"it does not answer within {ANSWER_S:.0f} s"
@@ -100,7 +101,8 @@ class Supervisor:
 
     async def _status(self, index: int, shard: Shard) -> ShardStatus:
         try:
-            found: ShardStatus = await asyncio.wait_for(shard.actor.status.remote(), STATUS_S)
+            async with asyncio.timeout(STATUS_S):
+                found: ShardStatus = await shard.actor.status.remote()
         except Exception as error:  # it is just starting, or stands still
             return ShardStatus(index, None, failure=shard.failure or f"it can't be asked: {error}")
         return found
@@ -115,7 +117,8 @@ async def drain(shard: Shard) -> bool:
     if shard.watch is not None:
         shard.watch.cancel()
     try:
-        return bool(await asyncio.wait_for(shard.actor.drain.remote(), DRAIN_S + CUT_S + LEAVE_S))
+        async with asyncio.timeout(DRAIN_S + CUT_S + LEAVE_S):
+            return bool(await shard.actor.drain.remote())
     except Exception as error:  # it has died, or stands still: its leases end by themselves
         log.error("a shard could not be drained: %s", error)
         return False
