@@ -10,38 +10,29 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import psutil
 import typer
+from rich.console import Console
 from rich.table import Table
 
+from ramify.cli.bench.simulated import VERIFIER, engine, problems, search, shard_actor, shard_status
 from ramify.cli.output import make_console
 from ramify.client import Client
 from ramify.local.system import LocalConfig, LocalSystem
-from ramify.scheduler.actors.config import NAMESPACE
 from ramify.scheduler.commands import Commit
 from ramify.store.work import Claim, Work
 
 if TYPE_CHECKING:  # else every command would import Ray, and before its settings are set
-    from ramify.scheduler.actors.shard_actor import ShardStatus
     from ramify.scheduler.actors.shell import ShellStatus
 
 LOOK_S = 0.25
-BRANCHES = 16  # chains of a tree
 FULL = 0.95  # of the chains that are wanted: from then on it counts
-ENGINE = "simulated?time_scale=0&slots=8192&step_tokens_min=16&step_tokens_max=48&end_probability=0.02"
-MODEL = "sim-prm"
-SEARCH = {
-    "policy": "beam",
-    "n": BRANCHES,
-    "keep": 4,
-    "max_steps": 64,
-    "max_step_tokens": 64,
-    "generator": "simulated",
-    "verifier": MODEL,
-}
+STEPS_MAX = 64  # of a chain: none is to end by it
+SLOTS = 8192  # of the engine
 FILL_S_MAX = 600.0
 
 
@@ -74,37 +65,35 @@ class Run:
     rss_gib: float  # of the shard's process, at its most
 
 
-def measure(problems: int, seconds: float, work: Callable[..., Work], say: Callable[[str], None]) -> Run:
-    """Fill a system with `BRANCHES` chains for each of `problems`, and count for `seconds`."""
+def measure(chains: int, seconds: float, work: type[Work], say: Callable[[str], None]) -> Run:
+    """Fill a system with chains, and count for `seconds`."""
     with tempfile.TemporaryDirectory(prefix="ramify-bench-") as home:
         config = LocalConfig(
             Path(home),
             listen="127.0.0.1:0",
-            engines=(ENGINE,),
-            verifier_models=(f"{MODEL}=simulated",),
+            engines=(engine(SLOTS),),
+            verifier_models=(VERIFIER,),
             dashboard=False,
-            trees_max=problems,
+            trees_max=chains,
             work=work,
         )
         with LocalSystem(config) as system, Client(system.address) as client:
-            job = client.submit((f"problem {index}" for index in range(problems)), **SEARCH)
+            job = client.submit(problems(chains), **search(STEPS_MAX))
             try:
-                return summary(watch(problems * BRANCHES, seconds, say))
+                return summary(watch(chains, seconds, say))
             finally:
                 client.cancel(job.job_id)
 
 
 def watch(chains: int, seconds: float, say: Callable[[str], None]) -> list[Sample]:
     """Look at the shard until it has been full for so long."""
-    import ray
-
-    shard = ray.get_actor("ramify:shard:0", namespace=NAMESPACE)
+    actor = shard_actor(0)
     samples: list[Sample] = []
     process: psutil.Process | None = None
     began = time.monotonic()
     full_s: float | None = None
     while full_s is None or samples[-1].at_s < full_s + seconds:
-        status: ShardStatus = ray.get(shard.status.remote())
+        status = shard_status(actor)
         shell, process = status.shell, process or psutil.Process(status.pid)
         if shell is None:
             raise RuntimeError(f"the shard does not work: {status.failure}")
@@ -140,11 +129,11 @@ def durable(
 ) -> None:
     """Durable steps a second from end to end, and what commits cost."""
     console = make_console()
-    problems = -(-chains // BRANCHES)
     found: dict[str, list[Run]] = {"durable": [], "not_written": []}
+    kinds: dict[str, type[Work]] = {"durable": Work, "not_written": NotWritten}
     for _ in range(rounds):
-        for name, work in (("durable", Work), ("not_written", NotWritten)):
-            found[name].append(measure(problems, seconds, work, lambda said, name=name: console.print(f"{name}: {said}")))
+        for name, work in kinds.items():
+            found[name].append(measure(chains, seconds, work, partial(_say, console, name)))
     best = {name: max(runs, key=lambda run: run.steps_per_s) for name, runs in found.items()}
     table = Table("", "steps/s", "shard's CPU per step", "live chains", "commits", "shard's memory")
     for name, run in best.items():
@@ -162,3 +151,7 @@ def durable(
         "cpu_us_per_step": round(with_.cpu_us_per_step, 2),
     }
     print(json.dumps(figures))
+
+
+def _say(console: Console, name: str, said: str) -> None:
+    console.print(f"{name}: {said}")

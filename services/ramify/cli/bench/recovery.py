@@ -14,39 +14,25 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from sqlalchemy import func, select
 
+from ramify.cli.bench.simulated import BRANCHES, VERIFIER, engine, engine_stats, problems, search, shard_actor, shard_status
 from ramify.cli.output import make_console
 from ramify.client import Client
 from ramify.local.system import LocalConfig, LocalSystem
-from ramify.scheduler.actors.config import NAMESPACE
+from ramify.scheduler.actors.lanes import QUEUE_FACTOR
 from ramify.scheduler.slots import in_slots
 from ramify.store import segments as codec
 from ramify.store.database import Database
 from ramify.store.leases import shard_of
 from ramify.store.schema import segments, slots, snapshots
 
-if TYPE_CHECKING:  # else every command would import Ray, and before its settings are set
-    from ramify.scheduler.actors.shard_actor import ShardStatus
-    from ramify.scheduler.engines.base import EngineStats
-
-BRANCHES = 16  # chains of a tree
 SLOTS_OF_ENGINE = 4096
-ENGINE = f"simulated?time_scale=0&slots={SLOTS_OF_ENGINE}&step_tokens_min=16&step_tokens_max=48&end_probability=0.02"
-MODEL = "sim-prm"
+ENGINES = 2
 STEPS_MAX = 24
-SEARCH: dict[str, Any] = {
-    "policy": "beam",
-    "n": BRANCHES,
-    "keep": 4,
-    "max_steps": STEPS_MAX,
-    "max_step_tokens": 64,
-    "generator": "simulated",
-    "verifier": MODEL,
-}
 LOOK_S = 0.05
 WAIT_S_MAX = 900.0
 READY = 0.85  # of the chains that are wanted
@@ -136,10 +122,10 @@ def strike(url: str, chains: int, say: Any) -> tuple[Kill, str]:
     import ray
 
     victim = "shard:1"
-    actor = ray.get_actor(f"ramify:{victim}", namespace=NAMESPACE)
+    actor = shard_actor(1)
     began, deadline, first = 0.0, time.monotonic() + WAIT_S_MAX, 0
     while True:
-        status: ShardStatus = ray.get(actor.status.remote())
+        status = shard_status(actor)
         shell = status.shell
         if shell is not None and shell.chains >= READY * chains:
             if not began:
@@ -155,7 +141,9 @@ def strike(url: str, chains: int, say: Any) -> tuple[Kill, str]:
     at_ms = time.time_ns() // 1_000_000
     ray.kill(actor, no_restart=True)
     segment, mine, end_ms = asyncio.run(look(url, victim))
-    return Kill(at_ms, shell.chains, 2 * SLOTS_OF_ENGINE, shell.uncommitted_steps, rate, segment, mine, end_ms), victim
+    return Kill(
+        at_ms, shell.chains, ENGINES * QUEUE_FACTOR * SLOTS_OF_ENGINE, shell.uncommitted_steps, rate, segment, mine, end_ms
+    ), victim
 
 
 def recovery(
@@ -170,16 +158,15 @@ def recovery(
             Path(folder),
             listen="127.0.0.1:0",
             store_url=url,
-            engines=(ENGINE, ENGINE),
-            verifier_models=(f"{MODEL}=simulated",),
+            engines=(engine(SLOTS_OF_ENGINE),) * ENGINES,
+            verifier_models=(VERIFIER,),
             shards=2,
             dashboard=False,
             lease_s=lease_s,
             trees_max=-(-chains // BRANCHES),
         )
         with LocalSystem(config) as system, Client(system.address) as client:
-            problems = 2 * -(-chains // BRANCHES)  # the other shard has as many
-            job = client.submit((f"problem {index}" for index in range(problems)), **SEARCH)
+            job = client.submit(problems(2 * chains), **search(STEPS_MAX))  # the other shard has as many
             kill, victim = strike(url, chains, console.print)
             found = asyncio.run(first_step(url, kill, victim))
             console.print(
@@ -188,7 +175,7 @@ def recovery(
             for _ in client.watch(job.job_id):
                 pass
             job = client.job(job.job_id)
-            sampled = rows_sampled()
+            sampled = sum(engine_stats(index).rows_sampled for index in range(ENGINES))
     twice = sampled - job.progress.steps
     window = round(kill.steps_per_s * 0.1)
     bound = kill.in_flight + kill.uncommitted + window
@@ -204,19 +191,8 @@ def recovery(
         "steps_lost_bound": bound,
         "excess_steps": max(0, twice - bound),
         "problems_done": job.progress.problems_done,
-        "problems": problems,
+        "problems": job.progress.problems_total,
     }
     for name, value in figures.items():
         console.print(f"  {name:18} {value:,}")
     print(json.dumps(figures))
-
-
-def rows_sampled() -> int:
-    """Steps that the engines have sampled, whoever still wanted them."""
-    import ray
-
-    total = 0
-    for index in range(2):
-        stats: EngineStats = ray.get(ray.get_actor(f"ramify:engine:local:{index}", namespace=NAMESPACE).stats.remote())
-        total += stats.rows_sampled
-    return total
