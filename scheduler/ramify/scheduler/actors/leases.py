@@ -6,7 +6,6 @@ nothing to be careful about but its money: it stops spending when no beat has su
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -201,6 +200,5 @@ class LeaseKeeper:
         finally:
             for nap in naps:
                 nap.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.gather(*naps, return_exceptions=True)
+            await asyncio.gather(*naps, return_exceptions=True)
         self._hurried.clear()

@@ -116,7 +116,7 @@ class Shell:
         self._dispatcher = Dispatcher(engines, self.post, tries_max=limits.shard.tries_max, now_s=now_s, sleep=sleep)
         scorer = PinnedVerifier(verifier, now_s)
         self._admission = Admission(work, lambda: self.keeper.settled_claim, self._dispatcher, scorer, self.post, now_s)
-        self._scoring = Scoring(scorer, self._admission.references, self.post)
+        self._scoring = Scoring(scorer, self._admission.references, self.post, now_s=now_s)
         self._comparing = Comparing(self.post)
         self._recovery = Recovery(
             work,
@@ -180,9 +180,6 @@ class Shell:
         try:
             while self._draining is None or not self._draining.done():
                 await self._turn()
-                for task in (*self._tasks, self._commit):
-                    if task is not None and task.done() and not task.cancelled():
-                        task.result()
             self._draining.result()
         finally:
             await end(*self._tasks, self._commit, self._draining)
@@ -206,6 +203,9 @@ class Shell:
             commands, events = self._journal.answer(self._handle(events), self.shard.growing)
             for command in commands:
                 self._carry_out(command)
+        for task in (*self._tasks, self._commit):  # before more is spent: who has heard that slots are lost stops at once
+            if task is not None and task.done() and not task.cancelled():
+                task.result()
         if self.keeper.stale:
             self.keeper.hurry()
         if not self.paused:
