@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ramify.scheduler.actors.engine_actor import BEGUN
 from ramify.scheduler.actors.gate import Gate
@@ -20,6 +21,7 @@ from ramify.scheduler.shard import ShardLimits
 from ramify.scheduler.spec import fill_search
 from ramify.store.database import Database
 from ramify.store.jobs import Jobs
+from ramify.store.leases import Clock
 from ramify.store.uploads import Chunk, NewProblem, Uploads
 from ramify.store.work import Work
 from ramify.v1 import job_pb2
@@ -103,8 +105,9 @@ class Verifier:
 class House:
     """A store, what is around it, and the shells that work on it."""
 
-    def __init__(self, database: Database, work: Callable[[Database], Work] = Work, engines: int = 1) -> None:
-        self.database, self.jobs = database, Jobs(database)
+    def __init__(self, database: Database, work: Callable[[Database, Clock], Work] = Work, engines: int = 1) -> None:
+        self.now_ms = 1_700_000_000_000  # by the store's clock: a lease ends when the test says so, however busy the machine is
+        self.database, self.jobs = database, Jobs(database, self._clock)
         self._work = work
         self.engines = [Engine(f"engine {index}") for index in range(engines)]
         self.verifier = Verifier()
@@ -113,9 +116,12 @@ class House:
     def start(self, shard: int = 0, limits: ShellLimits = LIMITS) -> Shell:
         """A new incarnation of a shard is set to work."""
         owner = f"shard:{shard}@{next(_incarnations)}"
-        shell = Shell(self._work(self.database), owner, self.engines, self.verifier, limits)
+        shell = Shell(self._work(self.database, self._clock), owner, self.engines, self.verifier, limits)
         self.running[shell] = asyncio.create_task(shell.run())
         return shell
+
+    async def _clock(self, _: AsyncConnection) -> int:
+        return self.now_ms
 
     async def crash(self, shell: Shell) -> None:
         """It is gone in the middle of what it does."""
@@ -197,7 +203,7 @@ class House:
 
 
 @asynccontextmanager
-async def house(url: str, work: Callable[[Database], Work] = Work, engines: int = 1) -> AsyncIterator[House]:
+async def house(url: str, work: Callable[[Database, Clock], Work] = Work, engines: int = 1) -> AsyncIterator[House]:
     """A house on an empty store."""
     database = Database(url)
     await database.migrate()

@@ -17,7 +17,7 @@ from ramify.store.errors import Fenced
 from ramify.store.schema import slots as slots_table
 from ramify.store.work import Work
 from ramify.v1 import job_pb2
-from tests.unit.actors.house import LIMITS, House, house
+from tests.unit.actors.house import LEASE_MS, LIMITS, House, house
 
 
 @pytest.fixture
@@ -112,9 +112,9 @@ async def test_a_successor_goes_on_where_a_shell_was_killed(home: House, snapsho
     job = await home.done(job_id)
     assert await home.outcome(job_id) == wanted
     assert paid(job.progress) == paid(progress), "nothing that was committed is paid for again"
-    assert job.progress.takeovers == 3
+    assert 2 <= job.progress.takeovers <= 3, "the last one may have come to the end"
     assert home.engines[0].sampled - sampled <= job.progress.steps - before, "nor sampled again"
-    assert await home.notices(job_id) == ["shard:0 took over 64 slots from its predecessor"] * 3
+    assert await home.notices(job_id) == ["shard:0 took over 64 slots from its predecessor"] * job.progress.takeovers
 
 
 async def test_another_shard_takes_over_when_the_lease_ends(home: House) -> None:
@@ -124,6 +124,7 @@ async def test_another_shard_takes_over_when_the_lease_ends(home: House) -> None
     job_id = await home.submit()
     await half_way(home, job_id, progress.steps // 2)
     await home.crash(one)
+    home.now_ms += LEASE_MS
     home.engines[0].go_on()
     job = await home.done(job_id)
     assert len(two.keeper.slots) == SLOTS
