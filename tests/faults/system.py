@@ -1,0 +1,181 @@
+"""A system on a cluster of its own, as the tests see it: what it consists of, and how each part dies."""
+
+import json
+import queue
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import pytest
+
+from ramify.scheduler.slots import SLOTS
+from tests.faults.cluster import Setup
+
+SLOTS_AN_ENGINE = 48
+ENGINE = f"simulated?slots={SLOTS_AN_ENGINE}&token_ms=10&time_scale=0.5&end_probability=0.05&crash_on=POISON"
+MODEL = "sim-prm"
+START_S = 120.0
+ANSWER_S = 60.0
+STOP_S = 60.0
+WAIT_S = 60.0
+POLL_S = 0.02
+
+T = TypeVar("T")
+
+
+class System:
+    """A running cluster with a system on it, in a process that this one has started."""
+
+    def __init__(self, home: Path, store_url: str, **options: Any) -> None:
+        """Start it on a store; `options` are of `Setup`."""
+        self.ray_folder = Path(tempfile.mkdtemp(prefix="ramify-ray-"))
+        self.setup = Setup(str(home), str(self.ray_folder), store_url, ENGINE, f"{MODEL}=simulated", **options)
+        self.log = home / f"cluster-{secrets.token_hex(2)}.log"
+        self._started: dict[int, psutil.Process] = {}  # all that were seen
+        command = [sys.executable, "-m", "tests.faults.cluster", json.dumps(asdict(self.setup))]
+        with self.log.open("w") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+            )
+        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.address = self._answer(START_S)["gateway"]  # it stays
+        self.look()
+
+    # --- what there is ------------------------------------------------------------------------------------------------
+
+    def look(self) -> list[psutil.Process]:
+        """All processes that belong to it now, its own first."""
+        try:
+            top = psutil.Process(self._process.pid)
+            found = [top, *top.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+        # Of a node that has died, what it had started may be nobody's child.
+        known = [process for process in self._started.values() if process.is_running() and process not in found]
+        self._started |= {process.pid: process for process in found}
+        return [*found, *known]
+
+    def processes(self) -> dict[str, Any]:
+        """See `Cluster.processes`."""
+        return dict(self.call("processes"))
+
+    def process(self, name: str) -> psutil.Process:
+        """Of an actor (`shard:0`, `engine:1`, `supervisor`), a child (`verifier`, `gateway`) or a node (`node:a`)."""
+        found = self.processes()
+        kind, _, number = name.partition(":")
+        if kind == "node":
+            pid = found["nodes"][number]
+        else:
+            pid = found["children"][name] if name in found["children"] else found["actors"][f"ramify:{name}"]["pid"]
+        assert pid
+        return psutil.Process(pid)
+
+    def node_of(self, actor: str) -> str:
+        """The node that an actor runs on."""
+        return str(self.processes()["actors"][f"ramify:{actor}"]["node"])
+
+    def stats(self) -> dict[str, Any]:
+        """See `Cluster.stats`."""
+        return dict(self.call("stats"))
+
+    # --- how it dies --------------------------------------------------------------------------------------------------
+
+    def tree(self, node: str) -> list[psutil.Process]:
+        """A node's process and all that it has started."""
+        top = self.process(f"node:{node}")
+        return [top, *top.children(recursive=True)]
+
+    def kill_everything(self) -> None:
+        """SIGKILL every process at once: nothing gets a chance to save anything."""
+        end(*self.look())
+        self._process.wait(STOP_S)
+        self._close()
+        shutil.rmtree(self.ray_folder)
+
+    # --- what it is told ----------------------------------------------------------------------------------------------
+
+    def call(self, do: str, **arguments: Any) -> Any:
+        """Ask its process to do something; see `Cluster`."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+        self._process.stdin.flush()
+        return self._answer(ANSWER_S)
+
+    def stop(self) -> dict[str, Any]:
+        """End it in order, as SIGTERM does; what `Cluster.stop` says. Fails if it leaves a process behind."""
+        self.look()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        told = dict(self._answer(STOP_S))
+        code = self._process.wait(STOP_S)
+        self._close()
+        _, alive = psutil.wait_procs(list(self._started.values()), timeout=STOP_S)
+        left = [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+        end(*left)
+        shutil.rmtree(self.ray_folder)
+        assert (code, left) == (0, []), self.log.read_text()[-4000:]
+        assert not self.ray_folder.exists()
+        return told
+
+    def well(self) -> bool:
+        """Whether all that it is to consist of is there, and works."""
+        stats = self.stats()
+        shards = [shard["shell"] for shard in stats["shards"].values() if shard["shell"]]
+        return (
+            len(stats["engines"]) == self.setup.engines
+            and len(shards) == self.setup.shards
+            and all(shard["state"] == "working" and all(shard["engines"].values()) for shard in shards)
+            and all(shard["slots"] == SLOTS // self.setup.shards and not shard["settling"] for shard in shards)
+            and all(self.processes()["nodes"].values())
+        )
+
+    def _close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._reader.join(STOP_S)
+        self._process.stdin.close()
+        self._process.stdout.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._answers.put(line)
+        self._answers.put("")
+
+    def _answer(self, timeout_s: float) -> Any:
+        try:
+            line = self._answers.get(timeout=timeout_s)
+        except queue.Empty:
+            line = ""
+        answer = json.loads(line) if line else {"error": "it does not answer"}
+        if "error" in answer:
+            pytest.fail(f"the cluster failed: {answer['error']}; its log: {self.log.read_text()[-4000:]}")
+        return answer["is"]
+
+
+def end(*victims: psutil.Process) -> None:
+    """SIGKILL processes, and wait until they are gone."""
+    for victim in victims:
+        if victim.is_running():
+            victim.kill()
+    until(lambda: all(not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE for victim in victims))
+
+
+def until(found: Callable[[], T], timeout_s: float = WAIT_S) -> T:
+    """Wait until something is found, and return it; fails if that takes too long."""
+    deadline_s = time.monotonic() + timeout_s
+    while not (what := found()):
+        assert time.monotonic() < deadline_s, "it did not come about"
+        time.sleep(POLL_S)
+    return what

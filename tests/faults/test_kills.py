@@ -1,0 +1,132 @@
+"""SIGKILL of one part in the middle of a job; shards that come and go, and stop in order."""
+
+from collections import Counter
+
+import pytest
+
+from ramify.scheduler.actors.config import DRAIN_S
+from ramify.scheduler.actors.lanes import QUEUE_FACTOR
+from ramify.scheduler.actors.shard_actor import CUT_S
+from ramify.scheduler.actors.supervisor import LEAVE_S
+from ramify.scheduler.slots import SLOTS
+from ramify.store.leases import shard_of
+from ramify.v1 import job_pb2
+from tests.faults.conftest import LONG_LEASE_MS, Place
+from tests.faults.runs import POISONED, owners, running
+from tests.faults.system import SLOTS_AN_ENGINE, System, end, until
+
+pytestmark = pytest.mark.parametrize(
+    "place", ["sqlite", pytest.param("postgresql", marks=pytest.mark.faults)], indirect=True, scope="module"
+)
+
+
+def test_guarantee_06_a_shard_is_killed(place: Place, system: System) -> None:
+    with running(system, place.steps) as run:
+        run.until(0.3)
+        victim = system.process("shard:0")
+        run.harm("0")
+        end(victim)
+        assert run.end() == place.expected
+    # Ray starts its successor at once; on a machine that is busy, the other shard may be there before.
+    said = {"shard:0 took over 32 slots from its predecessor", "shard:1 took over 32 slots from shard:0, whose lease had ended"}
+    assert said & {*run.notices(job_pb2.NOTICE_KIND_TAKEOVER)}
+    assert 0 <= run.paid_again <= run.bound(1)
+    run.report("a shard is killed")
+
+
+def test_guarantee_06_a_shard_is_killed_and_does_not_come_back(place: Place, system: System) -> None:
+    """The other shard takes over when its lease has ended."""
+    with running(system, place.steps) as run:
+        run.until(0.3)
+        run.harm("1")
+        system.call("forsake", actor="ramify:shard:1")
+        assert run.end() == place.expected
+    assert "shard:0 took over 32 slots from shard:1, whose lease had ended" in run.notices(job_pb2.NOTICE_KIND_TAKEOVER)
+    assert 0 <= run.paid_again <= run.bound(1)
+    run.report("a shard is killed and does not come back")
+    system.call("scale", shards=1)
+    system.call("scale", shards=2)
+
+
+def test_guarantee_07_an_engine_is_killed(place: Place, system: System) -> None:
+    with running(system, place.steps) as run:
+        run.until(0.3)
+        victim = system.process("engine:0")
+        run.harm()
+        end(victim)
+        assert run.end() == place.expected
+    assert 0 < run.events[-1].progress.retries <= QUEUE_FACTOR * SLOTS_AN_ENGINE * system.setup.shards
+    assert run.paid_again <= run.bound(0)
+    run.report("an engine is killed")
+
+
+def test_guarantee_07_the_verifier_is_killed(place: Place, system: System) -> None:
+    with running(system, place.steps) as run:
+        run.until(0.3)
+        victim = system.process("verifier")
+        run.harm()
+        end(victim)
+        assert run.end() == place.expected
+    assert 0 <= run.paid_again <= run.bound(0)
+    run.report("the verifier is killed")
+
+
+def test_guarantee_09_the_gateway_is_killed(place: Place, system: System) -> None:
+    with running(system, place.steps) as run:
+        run.until(0.3)
+        victim = system.process("gateway")
+        run.harm()
+        end(victim)
+        assert run.end() == place.expected
+    assert 0 <= run.paid_again <= run.bound(0)
+    run.report("the gateway is killed")
+
+
+def test_guarantee_09_a_shard_comes_and_another_one_goes(place: Place, system: System) -> None:
+    """Slots move; nothing is taken over, and nothing is restarted."""
+    with running(system, place.steps) as run:
+        run.until(0.2)
+        run.harm()
+        system.call("scale", shards=3)
+        until(lambda: min(spread(place)) >= SLOTS // 3 and len(spread(place)) == 3)
+        run.until(0.4)
+        system.call("scale", shards=2)
+        until(lambda: len(spread(place)) == 2)
+        assert run.end() == place.expected
+    assert run.notices(job_pb2.NOTICE_KIND_MOVE)
+    assert not [text for text in run.notices(job_pb2.NOTICE_KIND_TAKEOVER) if "shard:2" in text]
+    assert 0 <= run.paid_again <= run.bound(2)
+    run.report("a shard comes and one goes")
+
+
+def test_guarantee_07_a_problem_that_kills_every_engine_is_set_aside(place: Place, system: System) -> None:
+    with running(system, place.steps, poisoned=True) as run:
+        found = run.end()
+    assert found.without(POISONED) == place.expected.without(POISONED)
+    result = job_pb2.Result.FromString(found.results[POISONED])
+    assert result.outcome == job_pb2.OUTCOME_FAILED
+    assert "lost 5 times" in result.message
+    assert any(f"problem {POISONED}" in text for text in run.notices(job_pb2.NOTICE_KIND_SET_ASIDE))
+    run.report("a problem kills every engine")
+
+
+def test_guarantee_06_everything_is_stopped_in_order_and_started_again(place: Place, system: System) -> None:
+    """A drain ends within the time that is stated, and gives all slots back: no lease has to end."""
+    with running(system, place.steps) as run:
+        run.until(0.3)
+        run.harm()
+        told = system.stop()
+        run.look(told["stats"])
+        assert told["drained"]
+        assert told["drain_s"] < DRAIN_S + CUT_S + LEAVE_S
+        assert {*owners(place.store_url).values()} == {""}
+        run.system = place.start(lease_ms=LONG_LEASE_MS)
+        assert run.end() == place.expected
+    assert run.events[-1].progress.takeovers == 0
+    assert 0 <= run.paid_again <= run.bound(2)
+    run.report("everything is stopped in order", drain_s=round(told["drain_s"], 2))
+
+
+def spread(place: Place) -> list[int]:
+    """How many slots each shard holds; those that nobody holds count as one's."""
+    return [*Counter(shard_of(owner) for owner in owners(place.store_url).values()).values()]

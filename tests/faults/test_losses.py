@@ -1,0 +1,135 @@
+"""What stands still and wakes up, a node that is lost with all on it, the database, and everything at once."""
+
+import contextlib
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+
+import psutil
+import pytest
+from sqlalchemy.engine import make_url
+
+from ramify.store.leases import shard_of
+from ramify.v1 import job_pb2
+from tests.faults.conftest import LONG_LEASE_MS, Place
+from tests.faults.runs import owners, running
+from tests.faults.system import System, end, until
+
+pytestmark = pytest.mark.parametrize(
+    "place", ["postgresql", pytest.param("sqlite", marks=pytest.mark.faults)], indirect=True, scope="module"
+)
+
+LOOK_S = 0.5
+
+
+def test_guarantee_06_a_shard_stands_still_past_its_lease(place: Place, system: System) -> None:
+    """Nothing of what it has sampled is written once it wakes up."""
+    with running(system, place.steps) as run:
+        run.until(0.3)
+        victim = system.process("shard:0")
+        owner = next(owner for owner in owners(place.store_url).values() if shard_of(owner) == "shard:0")
+        run.harm("0")
+        with standing_still(place, [victim]):
+            until(lambda: {shard_of(owner) for owner in owners(place.store_url).values()} == {"shard:1"})
+            known = run.segments_of(owner)
+        assert run.end() == place.expected
+    until(system.well)
+    assert run.segments_of(owner) <= known
+    assert "shard:1 took over 32 slots from shard:0, whose lease had ended" in run.notices(job_pb2.NOTICE_KIND_TAKEOVER)
+    assert 0 <= run.paid_again <= run.bound(1)
+    run.report("a shard is paused past its lease")
+
+
+def test_guarantee_06_a_node_stands_still_past_the_lease(place: Place, system: System) -> None:
+    """With a shard and an engine; and goes on."""
+    with running(system, place.steps) as run:
+        run.until(0.3)
+        node = system.node_of("shard:0")
+        assert system.node_of("engine:0") == node
+        run.harm("0")
+        with standing_still(place, system.tree(node)):
+            until(lambda: {shard_of(owner) for owner in owners(place.store_url).values()} == {"shard:1"})
+        assert run.end() == place.expected
+    assert 0 <= run.paid_again <= run.bound(1)
+    run.report("a node is paused past the lease")
+
+
+def test_guarantee_06_a_node_is_killed_with_all_on_it(place: Place, system: System) -> None:
+    """A shard and an engine come back on other nodes."""
+    with running(system, place.steps) as run:
+        run.until(0.3)
+        node = system.node_of("shard:0")
+        assert node != "head"
+        assert system.node_of("engine:0") == node
+        victims = system.tree(node)
+        run.harm()
+        end(*victims)
+        assert run.end() == place.expected
+    assert run.paid_again <= run.bound(1)
+    run.report("a node is killed")
+    until(lambda: {system.node_of("shard:0"), system.node_of("engine:0")} == {"head"})
+    system.call("replace", node=node)
+
+
+def test_guarantee_06_the_database_is_stopped_and_started(place: Place, system: System) -> None:
+    server = place.server
+    if server is None:
+        pytest.skip("SQLite has no server")
+    with running(system, place.steps) as run:
+        run.until(0.3)
+        run.harm()
+        server.stop("immediate")
+        until(lambda: all(shard["shell"]["state"] != "working" for shard in run.look()["shards"].values()))
+        server.start()
+        assert run.end() == place.expected
+    assert 0 <= run.paid_again <= run.bound(0)
+    run.report("the database is stopped and started")
+
+
+def test_guarantee_07_everything_is_killed(place: Place, system: System) -> None:
+    """The database too. What is started takes the slots of those that were killed at once."""
+    with running(system, place.steps) as run:
+        run.until(0.3)
+        run.harm()
+        system.kill_everything()
+        if place.server is not None:
+            place.server.stop("immediate")
+            place.server.start()
+        run.system = place.start(lease_ms=LONG_LEASE_MS)
+        start_s = time.time() - run.faults[0].at_s
+        assert run.end() == place.expected
+    assert run.paid_again <= run.bound(2)
+    run.report("everything is killed", start_s=round(start_s, 2))
+
+
+@contextlib.contextmanager
+def standing_still(place: Place, processes: Sequence[psutil.Process]) -> Iterator[None]:
+    """Processes are stopped meanwhile, but not just while one of them holds the lock that SQLite has for all writers."""
+    try:
+        while True:
+            for process in processes:
+                os.kill(process.pid, signal.SIGSTOP)
+            if place.server is not None or writable(place.store_url):
+                break
+            for process in processes:
+                os.kill(process.pid, signal.SIGCONT)
+        yield
+    finally:
+        for process in processes:
+            if process.is_running():
+                os.kill(process.pid, signal.SIGCONT)
+
+
+def writable(store_url: str) -> bool:
+    """Whether SQLite's lock is to be had."""
+    connection = sqlite3.connect(make_url(store_url).database or "", timeout=LOOK_S, isolation_level=None)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+    except sqlite3.OperationalError:
+        return False
+    finally:
+        connection.close()
+    return True
