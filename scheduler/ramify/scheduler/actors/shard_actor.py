@@ -5,14 +5,14 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, SystemConfig, placed
-from ramify.scheduler.actors.engine_actor import RayEngine
+from ramify.scheduler.actors.lanes import EngineHandle
 from ramify.scheduler.actors.shell import Shell, ShellStatus
 from ramify.scheduler.memory import keep_freed_memory
 from ramify.store.database import Database
@@ -41,7 +41,13 @@ class ShardStatus:
 class ShardActor:
     """Holds one shard and the asyncio shell around it. Whatever it dies of, the next one goes on from the last commit."""
 
-    def __init__(self, index: int, config: SystemConfig, engines: Sequence[RayEngine]) -> None:
+    def __init__(
+        self,
+        index: int,
+        config: SystemConfig,
+        engines: Sequence[EngineHandle],
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         keep_freed_memory()
         self._index, self._config, self._engines = index, config, engines
         self._database = Database(config.store_url)
@@ -49,6 +55,7 @@ class ShardActor:
         self._shell: Shell | None = None
         self._run: asyncio.Task[None] | None = None
         self._drained = False
+        self._now_s = now_s
         self._failures, self._failure = 0, ""
         self._began_s = self._next_s = 0.0  # when the shell was started, and when the next one may be
 
@@ -65,7 +72,7 @@ class ShardActor:
         Raises:
             Exception: what the shell has died of since the last call; a new one is started after a while.
         """
-        now_s = time.monotonic()
+        now_s = self._now_s()
         if self._run is not None and self._run.done():
             run, self._run = self._run, None
             if now_s - self._began_s > GOOD_S:
@@ -109,7 +116,7 @@ class ShardActor:
         return bool(done)
 
 
-def start_shard(index: int, config: SystemConfig, engines: Sequence[RayEngine]) -> Any:
+def start_shard(index: int, config: SystemConfig, engines: Sequence[EngineHandle]) -> Any:
     """Start a shard actor; Ray restarts it whenever its process dies, `ensure` then sets it to work."""
     labels = config.shard_labels[index] if index < len(config.shard_labels) else {}
     return ShardActor.options(  # type: ignore[attr-defined]
