@@ -66,7 +66,8 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
 def of(job_id: str, slots: Any, problems: int = PROBLEMS) -> list[int]:
     """The problems of a job whose trees belong to some slots."""
     index = np.arange(problems)
-    return index[in_slots(tree_ids(job_id, index), [*slots])].tolist()
+    found: list[int] = index[in_slots(tree_ids(job_id, index), [*slots])].tolist()
+    return found
 
 
 async def test_a_tree_is_admitted_with_its_prompt_and_names(desk: Desk) -> None:

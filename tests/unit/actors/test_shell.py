@@ -44,6 +44,15 @@ async def test_a_shell_solves_a_job_and_drains(home: House) -> None:
     assert await owners(home) == {""}
 
 
+async def test_a_drain_waits_for_what_is_being_given_up_already(home: House) -> None:
+    shell = home.start()
+    await home.until(partial(holds_all, shell))
+    shell.keeper.leaving([3, 60])
+    shell._give_up([3, 60])
+    await home.drain(shell)
+    assert await owners(home) == {""}
+
+
 async def test_two_shells_share_the_trees(home: House) -> None:
     one, two = home.start(0), home.start(1)
     await home.until(lambda: len(one.keeper.slots) == len(two.keeper.slots) == SLOTS / 2)

@@ -118,10 +118,12 @@ class RayEngine:
 
 
 def start_engine(config: EngineConfig) -> RayEngine:
-    """Start an engine actor; Ray restarts it whenever its process dies."""
+    """Start an engine actor, or find it: Ray restarts it whenever its process dies, and it outlives who has started it."""
     actor = EngineActor.options(  # type: ignore[attr-defined]
         name=f"ramify:engine:{config.name}",
         namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
         num_cpus=0,
         max_restarts=-1,
         max_task_retries=0,  # a lost call may have been carried out: the shard decides what is sampled again

@@ -185,5 +185,7 @@ def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
 
 def told(error: BaseException) -> str:
     """What an engine failed with, in a line."""
+    cause = getattr(error, "cause", None)  # of what a Ray task has raised
+    error = cause if isinstance(cause, BaseException) else error
     first = str(error).strip().partition("\n")[0][:REASON_CHARS_MAX]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__

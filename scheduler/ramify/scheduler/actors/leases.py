@@ -104,9 +104,11 @@ class LeaseKeeper:
         """All that was committed of some slots is here: they may be given up again."""
         self._busy -= {*slots}
 
-    def leaving(self, slots: Sequence[int]) -> None:
-        """Some slots are being given up."""
+    def leaving(self, slots: Sequence[int]) -> list[int]:
+        """Some slots are being given up; those of them that were not already."""
+        new = [slot for slot in slots if slot not in self._leaving]
         self._leaving |= {*slots}
+        return new
 
     def gone(self, slots: Sequence[int]) -> None:
         """Slots were given up, and are others' to take."""

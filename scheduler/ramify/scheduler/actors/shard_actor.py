@@ -60,7 +60,7 @@ class ShardActor:
         self._began_s = self._next_s = 0.0  # when the shell was started, and when the next one may be
 
     def __repr__(self) -> str:
-        name = f"ramify:shard:{self._index}"
+        name = name_of(self._index)
         if self._shell is None or self._run is None or self._run.done():
             return f"{name} {'drained' if self._drained else 'stopped'}"
         state = " paused" if self._shell.paused else ""
@@ -116,12 +116,22 @@ class ShardActor:
         return bool(done)
 
 
+def name_of(index: int) -> str:
+    """What a shard's actor is called."""
+    return f"ramify:shard:{index}"
+
+
 def start_shard(index: int, config: SystemConfig, engines: Sequence[EngineHandle]) -> Any:
-    """Start a shard actor; Ray restarts it whenever its process dies, `ensure` then sets it to work."""
+    """Start a shard actor, or find it: Ray restarts it whenever its process dies, `ensure` then sets it to work.
+
+    It outlives who has started it.
+    """
     labels = config.shard_labels[index] if index < len(config.shard_labels) else {}
     return ShardActor.options(  # type: ignore[attr-defined]
-        name=f"ramify:shard:{index}",
+        name=name_of(index),
         namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
         num_cpus=0,
         max_restarts=-1,
         max_task_retries=0,

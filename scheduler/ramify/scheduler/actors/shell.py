@@ -261,7 +261,8 @@ class Shell:
         for job_id, tree in done:
             self._first_segment.pop(tree, None)
             self._admission.done(job_id, tree)
-        self._journal.forget(np.array([tree for _, tree in done], np.uint64))
+        if done:
+            self._journal.forget(np.array([tree for _, tree in done], np.uint64))
         if commit.released:
             self._journal.release(commit.released)
             self._forget(lambda trees: in_slots(trees, commit.released))
@@ -305,8 +306,8 @@ class Shell:
         self.keeper.draining = True
         self.keeper.hurry()
         while slots := self.keeper.slots[:DRAIN_SLOTS]:
-            self.keeper.leaving(slots)
-            self._give_up(slots)
+            if new := self.keeper.leaving(slots):
+                self._give_up(new)
             while self.keeper.slots[:1] == slots[:1]:
                 await self._turn_over()
                 if self._commit is not None:

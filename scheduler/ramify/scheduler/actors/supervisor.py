@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,8 @@ import ray
 
 from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, SystemConfig
 from ramify.scheduler.actors.engine_actor import RayEngine, start_engine
-from ramify.scheduler.actors.shard_actor import CUT_S, ShardStatus, start_shard
+from ramify.scheduler.actors.shard_actor import CUT_S, ShardStatus, name_of, start_shard
+from ramify.scheduler.slots import SLOTS
 from ramify.store.database import Database
 from ramify.store.jobs import Jobs, ModelRow
 from ramify.verifier.client import VerifierClient
@@ -33,12 +35,15 @@ class Shard:
 
 @ray.remote
 class Supervisor:
-    """One in a system."""
+    """One in a system. What it has started outlives it; Ray restarts it, and it looks after what is there."""
 
     def __init__(self, config: SystemConfig) -> None:
         self._config = config
         self._engines: list[RayEngine] = []
         self._shards: dict[int, Shard] = {}
+        context = ray.get_runtime_context()
+        if context.was_current_actor_reconstructed:
+            context.current_actor.resume.remote()
 
     def __repr__(self) -> str:
         return f"ramify:supervisor {len(self._shards)} shards {len(self._config.engines)} engines"
@@ -52,16 +57,27 @@ class Supervisor:
         await database.close()
         await self.scale(self._config.shards)
 
+    async def resume(self) -> None:
+        """Look after what its predecessor has started."""
+        self._engines = [start_engine(config) for config in self._config.engines]
+        there = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if actor["namespace"] == NAMESPACE}
+        found = [index for index in range(SLOTS) if name_of(index) in there]
+        log.warning("the supervisor was started anew, and looks after shards %s", ", ".join(map(str, found)))
+        self._look_after(found or range(self._config.shards))
+
     async def scale(self, shards: int) -> None:
         """Have so many shards: start what is missing, or drain those with the highest numbers."""
-        fresh = {
-            index: Shard(start_shard(index, self._config, self._engines)) for index in range(shards) if index not in self._shards
-        }
-        self._shards |= fresh
-        await asyncio.gather(*(shard.actor.ensure.remote() for shard in fresh.values()))
+        fresh = self._look_after(index for index in range(shards) if index not in self._shards)
+        await asyncio.gather(*(shard.actor.ensure.remote() for shard in fresh))
+        await asyncio.gather(*(self.remove(index) for index in [*self._shards] if index >= shards))
+
+    def _look_after(self, indices: Iterable[int]) -> list[Shard]:
+        """Start shards, or find them, and keep them at work."""
+        fresh = {index: Shard(start_shard(index, self._config, self._engines)) for index in indices}
         for index, shard in fresh.items():
             shard.watch = asyncio.create_task(self._keep_alive(index, shard))
-        await asyncio.gather(*(self.remove(index) for index in [*self._shards] if index >= shards))
+        self._shards |= fresh
+        return [*fresh.values()]
 
     async def remove(self, index: int) -> bool:
         """Drain one shard and end it; the others take its slots. Whether it came to its end within `DRAIN_S`."""
@@ -127,5 +143,5 @@ async def drain(shard: Shard) -> bool:
 def start_supervisor(config: SystemConfig) -> Any:
     """Start the supervisor's actor; its `start` does the rest."""
     return Supervisor.options(  # type: ignore[attr-defined]
-        name="ramify:supervisor", namespace=NAMESPACE, num_cpus=0, max_restarts=0
+        name="ramify:supervisor", namespace=NAMESPACE, num_cpus=0, max_restarts=-1
     ).remote(config)
