@@ -77,8 +77,8 @@ class Run:
     """A job that runs; `end` waits for its end."""
 
     system: System
-    job: job_pb2.Job
     expected_steps: int
+    job: job_pb2.Job = field(default_factory=job_pb2.Job)
     events: list[job_pb2.JobEvent] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     sampled: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)  # rows, at first and last: by engine and pid
@@ -87,8 +87,11 @@ class Run:
     _over: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
 
-    def begin(self) -> None:
-        """Watch it."""
+    def begin(self, *, poisoned: bool) -> None:
+        """Submit and watch it."""
+        self.look()
+        with Client(self.system.address) as client:
+            self.job = client.submit(problems(poisoned=poisoned), **KNOBS)
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._watch, self._follow)]
         for thread in self._threads:
             thread.start()
@@ -230,16 +233,14 @@ def problems(*, poisoned: bool = False) -> list[str]:
 @contextmanager
 def running(system: System, expected_steps: int, *, poisoned: bool = False) -> Iterator[Run]:
     """A job that runs. It is cancelled if the block fails."""
-    with Client(system.address) as client:
-        job = client.submit(problems(poisoned=poisoned), **KNOBS)
-        run = Run(system, job, expected_steps)
-        run.look()
-        run.begin()
-        try:
-            yield run
-        except BaseException:
-            client.cancel(job.job_id)
-            raise
+    run = Run(system, expected_steps)
+    run.begin(poisoned=poisoned)
+    try:
+        yield run
+    except BaseException:
+        with Client(run.system.address) as client:
+            client.cancel(run.job.job_id)
+        raise
 
 
 def outcome(client: Client, job: job_pb2.Job) -> Outcome:

@@ -48,6 +48,22 @@ def test_guarantee_06_a_shard_is_killed_and_does_not_come_back(place: Place, sys
     system.call("scale", shards=2)
 
 
+def test_guarantee_06_the_supervisor_is_killed_and_then_a_shard(place: Place, system: System) -> None:
+    """What it has started goes on without it; it comes back, and looks after all that as before."""
+    with running(system, place.steps) as run:
+        run.until(0.2)
+        victim, other = system.process("supervisor"), system.process("shard:0")
+        run.harm()
+        end(victim)
+        run.until(0.4)
+        run.harm("0")
+        end(other)
+        assert run.end() == place.expected
+    until(system.well)
+    assert 0 <= run.paid_again <= run.bound(1)
+    run.report("the supervisor is killed, and then a shard")
+
+
 def test_guarantee_07_an_engine_is_killed(place: Place, system: System) -> None:
     with running(system, place.steps) as run:
         run.until(0.3)

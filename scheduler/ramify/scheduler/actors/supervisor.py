@@ -60,7 +60,8 @@ class Supervisor:
     async def resume(self) -> None:
         """Look after what its predecessor has started."""
         self._engines = [start_engine(config) for config in self._config.engines]
-        there = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if actor["namespace"] == NAMESPACE}
+        actors: Any = ray.util.list_named_actors(all_namespaces=True)
+        there = {actor["name"] for actor in actors if actor["namespace"] == NAMESPACE}
         found = [index for index in range(SLOTS) if name_of(index) in there]
         log.warning("the supervisor was started anew, and looks after shards %s", ", ".join(map(str, found)))
         self._look_after(found or range(self._config.shards))
