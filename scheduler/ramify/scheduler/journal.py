@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.scheduler.commands import Command, Commit, Generate, NodeRows, Score, Snapshot
+from ramify.scheduler.commands import Command, Commit, Generate, NodeRows, Score, Snapshot, Withdraw
 from ramify.scheduler.events import Event, StepsSampled
 from ramify.scheduler.forest.ids import mix64
 from ramify.scheduler.forest.table import ranges, select
@@ -127,7 +127,7 @@ class Journal:
         if not (self._told or self._behind or self._unknown.size):
             return list(found), []
         rest: list[Command] = []
-        for command in [*found, *self._behind]:
+        for command in [*self._behind, *found]:  # what was asked for first goes first, or nobody can tell what comes twice
             left = self._hold(command) if isinstance(command, Generate) else self._complete(command)
             if left is not None:
                 rest.append(left)
@@ -206,14 +206,14 @@ class Journal:
             if isinstance(command, Score):
                 (self._behind if self._is_early(command, trees, growing) else found).append(command)
                 continue
-            if not isinstance(command, Generate) or not len(trees):
+            if not isinstance(command, Generate | Withdraw) or not len(trees):
                 found.append(command)
                 continue
             behind = np.isin(command.tree_id, trees)
             if behind.any():
-                self._behind.append(without(command, ~behind))
+                self._behind.append(_less(command, ~behind))
             if not behind.all():
-                found.append(without(command, behind))
+                found.append(_less(command, behind))
         return found
 
     def _is_early(self, command: Score, trees: NDArray[np.uint64], growing: Growing) -> bool:
@@ -276,6 +276,13 @@ def take(nodes: NodeRows, which: NDArray[np.bool_]) -> NodeRows:
     """The steps that `which` `[R]` marks."""
     tokens, text = select(nodes.tokens, nodes.token_count, which), select(nodes.text, nodes.text_count, which)
     return NodeRows(**{name: getattr(nodes, name)[which] for name in ROW_COLUMNS}, tokens=tokens, text=text)
+
+
+def _less(command: Generate | Withdraw, known: NDArray[np.bool_]) -> Generate | Withdraw:
+    """The command less the steps that `known` `[R]` marks."""
+    if isinstance(command, Withdraw):
+        return Withdraw(command.tree_id[~known], command.node_id[~known])
+    return without(command, known)
 
 
 def without(command: Generate, known: NDArray[np.bool_]) -> Generate:

@@ -269,7 +269,31 @@ def test_steps_that_come_while_others_are_held_do_not_disturb_them() -> None:
     held = knows({0: 3, 1: 2})
     assert tell(held, [without(asked(), np.arange(8) > 3)]) == ([], [[1]])
     held.extend(part_of([4]))
-    assert tell(held, [without(asked(), np.arange(8) < 4)]) == ([[5, 6, 7], [2, 3]], [[0], [4]])
+    assert tell(held, [without(asked(), np.arange(8) < 4)]) == ([[2, 3], [5, 6, 7]], [[0], [4]])
+
+
+def test_what_is_kept_behind_goes_in_the_order_in_which_it_came() -> None:
+    """Else what is asked for in earnest would be asked for as a guess afterwards, and be sampled twice."""
+    command = asked()
+    gone = Withdraw(command.tree_id[2:4], command.node_id[2:4])
+    held = knows({0: 4, 1: 2, 4: 3})
+    mine = without(command, np.arange(8) > 3)
+    assert tell(held, [replace(mine, speculative=True)]) == ([], [[1]])
+    earnest = without(command, (np.arange(8) < 2) | (np.arange(8) > 3))
+    held.extend(part_of([5]))  # something is held for as long as that tree is compared
+    rest, _ = held.answer([earnest, gone], all_grow)
+    kinds = [(type(each).__name__, getattr(each, "speculative", None), len(each.node_id)) for each in rest]  # type: ignore[union-attr]
+    assert kinds == [("Generate", True, 2), ("Generate", False, 2), ("Withdraw", None, 2)]
+
+
+def test_a_withdrawal_does_not_overtake_what_it_withdraws() -> None:
+    command = asked()
+    held = knows({0: 4, 1: 2})
+    gone = Withdraw(command.tree_id[2:4], command.node_id[2:4])
+    mine = without(command, np.arange(8) > 3)
+    assert held.answer([mine, gone], all_grow)[0] == []
+    rest, _ = held.answer([], all_grow)
+    assert [type(each) for each in rest] == [Generate, Withdraw]
 
 
 def test_what_was_told_is_not_told_again() -> None:
