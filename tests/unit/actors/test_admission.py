@@ -180,6 +180,18 @@ async def test_a_job_waits_until_its_models_can_be_told(desk: Desk) -> None:
     assert desk.admission.waits == {}
 
 
+async def test_a_job_does_not_wait_for_its_models_where_the_shard_is_full(desk: Desk) -> None:
+    job_id = await desk.home.submit(9)
+    desk.admission.add([*range(SLOTS)])
+    assert await desk.admit(4) == [0, 1, 2, 3]
+    desk.models.alive = False
+    await desk.admit(4)
+    assert set(desk.admission.waits) == {job_id}
+    desk.models.alive = True
+    await desk.admit(0)
+    assert desk.admission.waits == {}
+
+
 # --- housekeeping -------------------------------------------------------------------------------------------------------
 
 

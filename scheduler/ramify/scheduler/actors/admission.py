@@ -133,7 +133,7 @@ class Admission:
             del self._plans[job.job_id]
             self.references.pop(job.job_id, None)
             self._post(JobCancelled(job.job_id))
-        self._held = {job_id: held for job_id, held in self._held.items() if job_id in alive}
+        self._held = {job_id: held for job_id, held in self._held.items() if job_id in alive and not self._can_go_on(job_id)}
         for cohort in self._cohorts:
             cohort.cursors = {job_id: cursor for job_id, cursor in cohort.cursors.items() if job_id in alive}
         for job in open_jobs:
@@ -189,6 +189,11 @@ class Admission:
             return pins
         wanted = replace(pins, **given)
         return await self._work.pin(self._claim(), job.job_id, wanted.generator, wanted.verifier, wanted.checker)
+
+    def _can_go_on(self, job_id: str) -> bool:
+        """Whether a job's models can be told again."""
+        plan = self._plans.get(job_id)
+        return plan is not None and self._models.info(plan.generator) is not None
 
     def _hold(self, job: OpenJob, what: str, reason: str) -> None:
         """The job waits; it is told since when."""
