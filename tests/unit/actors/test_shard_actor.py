@@ -45,7 +45,10 @@ async def actor(tmp_path: Path) -> AsyncIterator[Actor]:
         found = Actor(home)
         yield found
         await found.actor.drain()
-        await found.actor._database.close()
+        if found.actor._store is not None:
+            await found.actor._store.close()
+        if found.actor._closing is not None:
+            await found.actor._closing
         await found.actor._verifier.close()
 
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,11 @@ from typing import Any
 
 import ray
 
+from ramify.scheduler.actors.aside import Aside
 from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, SystemConfig, placed
 from ramify.scheduler.actors.lanes import EngineHandle
 from ramify.scheduler.actors.shell import Shell, ShellStatus
 from ramify.scheduler.memory import keep_freed_memory
-from ramify.store.database import Database
 from ramify.verifier.client import VerifierClient
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ RESTART_S = 0.5  # from a shell's end to the next one; twice as long after each,
 RESTART_S_MAX = 15.0
 GOOD_S = 60.0
 CUT_S = 1.0  # in which a shell that is cut short ends
+SWITCH_S = 0.001  # after which a busy thread lets another one run: the store's has little to do, but often
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,10 @@ class ShardActor:
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         keep_freed_memory()
+        sys.setswitchinterval(SWITCH_S)
         self._index, self._config, self._engines = index, config, engines
-        self._database = Database(config.store_url)
+        self._store: Aside | None = None  # of the shell
+        self._closing: asyncio.Task[None] | None = None  # of the shell before
         self._verifier = VerifierClient(config.verifier_address)
         self._shell: Shell | None = None
         self._run: asyncio.Task[None] | None = None
@@ -88,7 +92,10 @@ class ShardActor:
         if self._run is None and not self._drained and now_s >= self._next_s:
             # A new incarnation: it takes the slots of the one before, whose commits fail from then on, if it is still there.
             owner = f"shard:{self._index}@{secrets.token_hex(4)}"
-            self._shell = Shell(self._config.work(self._database), owner, self._engines, self._verifier, self._config.limits)
+            if self._store is not None:  # which knows what its shell has recovered; it may take as long as the database does
+                self._closing = asyncio.create_task(self._store.close())
+            self._store = Aside(self._config.store_url, self._config.work)
+            self._shell = Shell(self._store, owner, self._engines, self._verifier, self._config.limits)
             self._run, self._began_s = asyncio.create_task(self._shell.run()), now_s
 
     async def status(self) -> ShardStatus:
