@@ -56,7 +56,7 @@ class Recovered:
 
     snapshots: Mapping[str, Sequence[Part]]  # by job id; no tree is in two of them
     steps: NodeRows  # the journal: committed steps that are not in the snapshots, in the order of their commits
-    first_segment: Mapping[int, int]  # of every tree that has steps, by tree id: that of its first step, or one before it
+    first_segment: Mapping[int, int]  # by tree id, of all in either: that of the first step, or one before it
     restarted: Sequence[Restarted]  # found damaged by this recovery
     bytes_read: int  # of bodies and indexes
     segments_read: int  # of which steps were taken
