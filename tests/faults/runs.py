@@ -40,6 +40,14 @@ SEGMENTS = "SELECT segment_id, owner, created_ms, trees FROM segments"
 RECONNECT_S = 60.0
 
 
+def problems(count: int = PROBLEMS, *, poisoned: bool = False) -> list[str]:
+    """What is asked."""
+    return [f"problem {index}" + (" POISON" if poisoned and index == POISONED else "") for index in range(count)]
+
+
+ASKED = problems()
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a job has come to; two runs of one spec must be equal in it to the byte."""
@@ -87,11 +95,11 @@ class Run:
     _over: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
 
-    def begin(self, *, poisoned: bool) -> None:
+    def begin(self, problems: Sequence[str]) -> None:
         """Submit and watch it."""
         self.look()
         with Client(self.system.address) as client:
-            self.job = client.submit(problems(poisoned=poisoned), **KNOBS)
+            self.job = client.submit(problems, **KNOBS)
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._watch, self._follow)]
         for thread in self._threads:
             thread.start()
@@ -225,16 +233,11 @@ class Run:
                 after = segment_id
 
 
-def problems(*, poisoned: bool = False) -> list[str]:
-    """What is asked."""
-    return [f"problem {index}" + (" POISON" if poisoned and index == POISONED else "") for index in range(PROBLEMS)]
-
-
 @contextmanager
-def running(system: System, expected_steps: int, *, poisoned: bool = False) -> Iterator[Run]:
+def running(system: System, expected_steps: int, asked: Sequence[str] = ASKED) -> Iterator[Run]:
     """A job that runs. It is cancelled if the block fails."""
     run = Run(system, expected_steps)
-    run.begin(poisoned=poisoned)
+    run.begin(asked)
     try:
         yield run
     except BaseException:

@@ -12,7 +12,7 @@ from ramify.scheduler.slots import SLOTS
 from ramify.store.leases import shard_of
 from ramify.v1 import job_pb2
 from tests.faults.conftest import LONG_LEASE_MS, Place
-from tests.faults.runs import POISONED, owners, running
+from tests.faults.runs import POISONED, owners, problems, running
 from tests.faults.system import SLOTS_AN_ENGINE, System, end, until
 
 pytestmark = pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_guarantee_09_a_shard_comes_and_another_one_goes(place: Place, system: S
 
 
 def test_guarantee_07_a_problem_that_kills_every_engine_is_set_aside(place: Place, system: System) -> None:
-    with running(system, place.steps, poisoned=True) as run:
+    with running(system, place.steps, problems(poisoned=True)) as run:
         found = run.end()
     assert found.without(POISONED) == place.expected.without(POISONED)
     result = job_pb2.Result.FromString(found.results[POISONED])

@@ -13,18 +13,18 @@ from ramify.client.errors import ClientError, client_error, said_by_gateway, sta
 #: How long a call that isn't a stream may take.
 CALL_TIMEOUT_S = 60.0
 
-#: How long to wait for a gateway to come back in the middle of a stream.
+#: How long a stream that had got somewhere goes on trying when it breaks.
 RECONNECT_TIMEOUT_S = 60.0
-
-#: Reconnections in a row that may bring nothing before a stream is given up.
-RECONNECTS_MAX = 5
 
 #: How long a stream that has brought nothing yet waits for a connection.
 FIRST_PATIENCE_S = 0.5
 
-#: How long a gateway is left alone that is there but can't serve, for one without a database; twice as long after each try.
-PAUSE_S = 0.25
-PAUSE_S_MAX = 4.0
+#: How long a gateway is left alone after a stream broke; twice as long after each further time, up to the one if it can't be
+#: reached, and up to the other if it is there but can't serve, for one without a database. Without a pause a stream would use up
+#: its tries in no time: a channel may be taken for ready for a while after its connection broke.
+PAUSE_S = 0.1
+UNREACHED_PAUSE_S_MAX = 0.5
+REFUSED_PAUSE_S_MAX = 4.0
 
 #: Items on a page of a listing.
 PAGE_SIZE = 500
@@ -75,16 +75,14 @@ WATCH_TIMEOUT_S = 20.0
 class Lifeline:
     """Decides whether a stream that broke is taken up again.
 
-    One that had got somewhere is, and waits for the gateway; and where that is there but can't serve, for what that waits for.
-    One that had not is tried once more, at once: a connection may have broken under it, but where nobody listens from the start,
-    waiting helps nobody.
+    One that had got somewhere is, for as long as that may take in which it gets nowhere. One that had not is tried once more, at
+    once: a connection may have broken under it, but where nobody listens from the start, waiting helps nobody.
     """
 
     def __init__(self, address: str, reconnect_timeout_s: float, now_s: Callable[[], float] = time.monotonic) -> None:
         self._address, self._reconnect_timeout_s, self._now_s = address, reconnect_timeout_s, now_s
-        self._reconnects_left = 1
         self._progressed = False
-        self._refused_s: float | None = None  # since when the gateway says that it can't serve
+        self._broken_s: float | None = None  # since when it gets nowhere
         #: How long to wait for the gateway.
         self.patience_s = min(FIRST_PATIENCE_S, reconnect_timeout_s)
         #: How long to leave it alone before.
@@ -92,8 +90,8 @@ class Lifeline:
 
     def progressed(self) -> None:
         """The stream brought something, or was open for as long as it may be."""
-        self._reconnects_left, self.patience_s = RECONNECTS_MAX, self._reconnect_timeout_s
-        self._progressed, self._refused_s, self.pause_s = True, None, 0.0
+        self._progressed, self.patience_s = True, self._reconnect_timeout_s
+        self._broken_s, self.pause_s = None, 0.0
 
     def broken(self, error: grpc.RpcError) -> ClientError:
         """The stream broke with `error`: returns if another try is worth it, with the error should that fail too.
@@ -102,16 +100,12 @@ class Lifeline:
             ClientError: it isn't.
         """
         failure = client_error(error, self._address)
-        if status_code(error) is not grpc.StatusCode.UNAVAILABLE:
+        first = self._broken_s is None
+        self._broken_s = self._now_s() if self._broken_s is None else self._broken_s
+        worth = self._now_s() - self._broken_s <= self._reconnect_timeout_s if self._progressed else first
+        if status_code(error) is not grpc.StatusCode.UNAVAILABLE or not worth:
             raise failure from error
-        if self._progressed and said_by_gateway(error):
-            self._refused_s = self._now_s() if self._refused_s is None else self._refused_s
-            if self._now_s() - self._refused_s > self._reconnect_timeout_s:
-                raise failure from error
-            self.pause_s = min(max(2 * self.pause_s, PAUSE_S), PAUSE_S_MAX) * random.uniform(0.75, 1.0)
-            return failure
-        if not self._reconnects_left:
-            raise failure from error
-        self._reconnects_left -= 1
-        self.pause_s = 0.0
+        if self._progressed:
+            most = REFUSED_PAUSE_S_MAX if said_by_gateway(error) else UNREACHED_PAUSE_S_MAX
+            self.pause_s = min(max(2 * self.pause_s, PAUSE_S), most) * random.uniform(0.75, 1.0)
         return failure
