@@ -1,12 +1,12 @@
 """A job under way, as its client and its store see it: what it comes to, what it has lost and how long it stood still."""
 
+import contextlib
 import json
 import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ import psycopg
 from numpy.typing import NDArray
 from sqlalchemy.engine import make_url
 
-from ramify.client import Client
+from ramify.client import Client, ClientError
 from ramify.scheduler.actors.lanes import QUEUE_FACTOR
 from ramify.scheduler.slots import SLOTS, slot_of
 from ramify.v1 import job_pb2
@@ -233,7 +233,7 @@ class Run:
                 after = segment_id
 
 
-@contextmanager
+@contextlib.contextmanager
 def running(system: System, expected_steps: int, asked: Sequence[str] = ASKED) -> Iterator[Run]:
     """A job that runs. It is cancelled if the block fails."""
     run = Run(system, expected_steps)
@@ -241,7 +241,7 @@ def running(system: System, expected_steps: int, asked: Sequence[str] = ASKED) -
     try:
         yield run
     except BaseException:
-        with Client(run.system.address) as client:
+        with contextlib.suppress(ClientError), Client(run.system.address) as client:
             client.cancel(run.job.job_id)
         raise
 

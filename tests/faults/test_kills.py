@@ -115,6 +115,7 @@ def test_guarantee_09_a_shard_comes_and_another_one_goes(place: Place, system: S
     run.report("a shard comes and one goes")
 
 
+@pytest.mark.faults  # tests/e2e/test_poison.py does it on one node
 def test_guarantee_07_a_problem_that_kills_every_engine_is_set_aside(place: Place, system: System) -> None:
     with running(system, place.steps, problems(poisoned=True)) as run:
         found = run.end()

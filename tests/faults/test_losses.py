@@ -56,6 +56,27 @@ def test_guarantee_06_a_node_stands_still_past_the_lease(place: Place, system: S
     run.report("a node is paused past the lease")
 
 
+@pytest.mark.faults  # half a minute for nothing but that
+def test_guarantee_06_a_node_stands_still_until_it_is_given_up(place: Place, system: System) -> None:
+    """What was on it comes back elsewhere, and when it wakes up it ends itself: two of each are there for a while."""
+    with running(system, place.steps) as run:
+        run.until(0.3)
+        node = system.node_of("shard:0")
+        assert node != "head"
+        victims = system.tree(node)
+        run.harm()
+        with standing_still(place, victims):
+            until(lambda: {system.node_of("shard:0"), system.node_of("engine:0")} == {"head"})
+            run.until(0.6)
+        assert run.end() == place.expected
+    until(lambda: not any(victim.is_running() and victim.status() != psutil.STATUS_ZOMBIE for victim in victims))
+    assert run.paid_again <= run.bound(1)
+    run.report("a node is paused until it is given up")
+    system.call("replace", node=node)
+    for actor in ("shard:0", "engine:0"):  # back to where they belong
+        end(system.process(actor))
+
+
 def test_guarantee_06_a_node_is_killed_with_all_on_it(place: Place, system: System) -> None:
     """A shard and an engine come back on other nodes."""
     with running(system, place.steps) as run:
