@@ -65,7 +65,9 @@ async def read_segments(connection: AsyncConnection, first: int, last: int | Non
 async def read_archive(connection: AsyncConnection, archive: int, tree: int) -> tuple[NodeRows, str]:
     """Steps of one tree out of an archive, and what of them is lost."""
     query = select(archives.c.body, archives.c.checksum, archives.c.damage).where(archives.c.archive_id == archive)
-    row = (await connection.execute(query)).one()
+    row = (await connection.execute(query)).one_or_none()
+    if row is None:
+        return codec.NO_STEPS, f"archive {archive} is missing: the tree's steps are lost"
     try:
         nodes = await asyncio.to_thread(_of_archive, row, tree)
     except Damaged as error:

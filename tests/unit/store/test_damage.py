@@ -305,6 +305,17 @@ async def test_a_damaged_archive_costs_its_own_trees(growth: Growth, how: How) -
     assert (node_ids(found.nodes), found.damage) == ([2], "")
 
 
+async def test_an_archive_that_is_missing_is_named(growth: Growth) -> None:
+    await growth.step(0)
+    await growth.recover()
+    await growth.work.commit(growth.claim, commit(10, delta(growth.job, result(growth.job, 0))), {})
+    assert await growth.work.archive(growth.claim, MANY) == 1
+    async with growth.database.write() as connection:
+        await connection.execute(metadata.tables["archives"].delete())
+    found = await growth.jobs.tree(growth.job.job_id, 0)
+    assert (node_ids(found.nodes), found.damage) == ([], "archive 1 is missing: the tree's steps are lost")
+
+
 async def test_a_segment_of_a_version_without_checksums_that_can_t_be_read(growth: Growth) -> None:
     await growth.step(0, 1)
     damaged = await growth.step(0)
