@@ -39,6 +39,14 @@ def text_of(node_id: int) -> str:
     return "" if finish_of(node_id) == Finish.ERROR else WORDS[mix64_int(node_id, 79) % len(WORDS)]
 
 
+def logprob_of(node_id: int) -> float:
+    return -(mix64_int(node_id, 80) % 64) / 8
+
+
+def verdict_of(problem: str, steps: Sequence[str]) -> int:
+    return zlib.crc32("".join((problem, *steps)).encode()) % 3
+
+
 def scores_of(problem: str, steps: Sequence[str]) -> list[float]:
     """One for each step, of its prefix alone; NaN where it can't be scored."""
     prefixes = ["\0".join((problem, *steps[: count + 1])) for count in range(len(steps))]
@@ -63,7 +71,7 @@ def sampled(command: Generate, which: Index) -> StepsSampled:
         token_count=i32([len(step) for step in tokens]),
         text=np.frombuffer(b"".join(texts), np.uint8),
         text_count=i32([len(text) for text in texts]),
-        logprob=np.array([-(mix64_int(node, 80) % 64) / 8 for node in nodes], np.float32),
+        logprob=np.array([logprob_of(node) for node in nodes], np.float32),
         finish=np.array([finish_of(node) for node in nodes], np.uint8),
         score=np.full(len(nodes), np.nan, np.float32),
         message="the engine could not",
@@ -87,7 +95,7 @@ def scored(chains: Chains, which: Index) -> StepsScored:
 def checked(chains: Chains, which: Index) -> AnswersChecked:
     """The checker's answer to some trees."""
     texts = [chains.texts()[at] for at in which.tolist()]
-    verdicts = [zlib.crc32("".join((problem, *steps)).encode()) % 3 for problem, steps in texts]
+    verdicts = [verdict_of(*text) for text in texts]
     return AnswersChecked(chains.tree_id[which], np.array(verdicts, np.uint8))
 
 

@@ -134,6 +134,7 @@ class MemoryStore:
         job = self.jobs[job_id]
         if job.state == RUNNING:
             job.state, job.finished_ms = CANCELLED, self.clock()
+            self.data.gone.update(tree for tree, index in job.trees.items() if index not in job.ended)
             self.tell(job)
 
     def tell(self, job: Job, notice: tuple[int, str] | None = None) -> None:

@@ -95,13 +95,14 @@ class Store:
         self.root_of, self.laws = root_of, laws
         self.steps: dict[Name, Step] = {}  # those that count, with the last that is known of each
         self.results: dict[int, TreeResult] = {}
+        self.gone: set[int] = set()  # trees without a result of jobs that were cancelled
         self.step_count: Counter[str] = Counter()
         self.token_count: Counter[str] = Counter()
         self.commits: list[Commit] = []
         self.segments: dict[int, Segment] = {}  # by id, rising
         self.snapshots: defaultdict[int, list[Stored]] = defaultdict(list)  # by slot, the newest last
         self.voids: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)  # by tree: spans of segments that don't count
-        self.voided: dict[int, list[Step]] = defaultdict(list)  # by tree: steps that were paid for and lost
+        self.voided: list[tuple[Name, Step]] = []  # steps that were paid for and lost to damage
         self._log: list[Segment] = []  # all that was ever written, whatever became of it
         self._met: set[tuple[int, int]] = set()  # segment and slot of damage that has cost its trees already
 
@@ -160,17 +161,17 @@ class Store:
         assert not trees & self.results.keys(), "a tree with a result is in a snapshot"
         assert all(tree % SLOTS == snapshot.slot for tree in trees), "a tree is in another slot's snapshot"
         for name in self.steps:
-            missing = name[0] % SLOTS == snapshot.slot and name[0] not in self.results and name[0] not in trees
+            missing = name[0] % SLOTS == snapshot.slot and name[0] not in self.results.keys() | self.gone | trees
             assert not missing or name in held, f"{name} is committed: the snapshot must hold it or its tree"
 
     # --- recovery ---------------------------------------------------------------------------------------------------
 
     def recover(self, gone: Iterable[int] = (), slots: Iterable[int] = range(SLOTS)) -> Recovered:
-        """What the trees of some slots without a result go on from, less those that are `gone`.
+        """What the open trees of some slots go on from, less those that are `gone`.
 
         Of each slot the newest good snapshot is read, and the segments after it.
         """
-        closed = {*self.results, *gone}
+        closed = {*self.results, *self.gone, *gone}
         newest = {slot: self._newest(slot) for slot in slots}
         after = {slot: stored.segment_id if stored else 0 for slot, stored in newest.items()}
 
@@ -267,7 +268,7 @@ class Store:
             if self._counts(tree, segment.segment_id):
                 some = {name: step for name, step in segment.steps.items() if name[0] == tree}
                 self._merge(replace(segment, steps=some), kept, lambda other, _: other == tree)
-        self.voided[tree] += [step for name, step in before.items() if name not in kept]
+        self.voided += [(name, step) for name, step in before.items() if name not in kept]
         self.steps = {name: step for name, step in self.steps.items() if name[0] != tree} | kept
 
     # --- what is there ----------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ validated and the laws that hold at every moment are checked.
 """
 
 import heapq
-import math
 import random
 import subprocess
 from collections import Counter
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ramify.scheduler.commands import Check, Command, Commit, Compare, Generate, Score, Withdraw
-from ramify.scheduler.engines.base import Finish, StepParams
+from ramify.scheduler.engines.base import StepParams
 from ramify.scheduler.events import (
     Committed,
     Event,
@@ -28,13 +27,12 @@ from ramify.scheduler.events import (
     TreesAdmitted,
     TreesRestored,
 )
-from ramify.scheduler.forest.columns import Status, TreeStatus
 from ramify.scheduler.forest.ids import root_ids, tree_ids
 from ramify.scheduler.journal import Journal
-from ramify.scheduler.plan import JobPlan, Outcome
+from ramify.scheduler.plan import JobPlan
 from ramify.scheduler.policies.knobs import Knobs, defaults_of
 from ramify.scheduler.shard import Shard, ShardLimits
-from tests.simulation import fakes
+from tests.simulation import fakes, laws
 from tests.simulation.store import Name, Step, Store
 
 FLUSH_MS = 5
@@ -183,7 +181,7 @@ class World:
             self.lives[-1].append(events)
             found = self.shard.handle(events)
             self.shard.forest.validate()
-            self._check_budgets()
+            laws.check_budgets(self.shard)
             self.watch(self, events)
             rest, events = self.journal.answer(found, self.shard.growing)
             for command in rest:
@@ -194,6 +192,7 @@ class World:
         self._pending = [each for each in self._pending if getattr(each[2], "plan", None) != work.plan]
         heapq.heapify(self._pending)
         self.open = [tree for tree in self.open if tree not in work.trees]
+        self.store.gone.update(tree for tree in work.trees if tree not in self.store.results)
         self.feed([JobCancelled(work.plan.job_id)])
 
     def later(self, what: Event | Write) -> None:
@@ -206,7 +205,7 @@ class World:
     def _begin(self) -> None:
         """The process starts, again: what was not committed is gone, and so is all that was under way."""
         self._pending = []
-        recovered = self.recovered = self.store.recover(gone={*self.store.root_of} - {*self.open})
+        recovered = self.recovered = self.store.recover()
         self.shard, self.journal = Shard(self.limits), Journal(recovered.journal)
         self.lives.append([])
         admissible = {*self.open} - recovered.trees
@@ -314,49 +313,15 @@ class World:
 
     # --- laws -------------------------------------------------------------------------------------------------------
 
-    def _check_budgets(self) -> None:
-        """What is spent and what is under way, at its most, is within each tree's budget."""
-        forest, trees = self.shard.forest, self.shard.forest.trees
-        sampling = np.bincount(forest.tree[: forest.size][forest.status[: forest.size] == Status.SAMPLING], minlength=trees.size)
-        for tree in range(trees.size):
-            its_plan = self.shard.plans[trees.plan[tree]]
-            reserved = int(sampling[tree]) * its_plan.params.max_step_tokens if trees.status[tree] == TreeStatus.GROWING else 0
-            assert trees.spent[tree] + reserved <= its_plan.tokens_per_tree_max, f"a budget is overrun: {self!r}"
-            under_way = int(sampling[tree]) if trees.status[tree] == TreeStatus.GROWING else 0
-            assert trees.steps[tree] + under_way <= its_plan.steps_per_tree_max, f"a budget of steps is overrun: {self!r}"
-
     def check_ended(self) -> None:
         """What must be true of the store when every tree has its result."""
-        for work in self.works:
-            results = [self.store.results[tree] for tree in work.trees]
-            job_id = work.plan.job_id
-            assert self.store.token_count[job_id] == sum(result.tokens for result in results), (
-                "what is spent is what is committed"
-            )
-            assert self.store.step_count[job_id] == sum(result.step_count for result in results)
-            for problem, result in zip(work.problems, results, strict=True):
-                assert result.problem == problem
-                assert bool(result.message) != bool(result.answer_node_id), "an answer, or why there is none"
-                assert (result.outcome == Outcome.FAILED) <= (result.answer_node_id == 0)
-                if result.answer_node_id:
-                    path = self.store.path(result.tree_id, result.answer_node_id)
-                    assert result.steps == [step.text.decode().removesuffix("\n") for step in path]
-                    assert path[-1].finish == Finish.END or (work.plan.cut == "answer" and path[-1].finish != Finish.ERROR)
-                assert 0 <= result.wasted_tokens <= result.tokens
-        problem_of = {tree: problem for work in self.works for tree, problem in zip(work.trees, work.problems, strict=True)}
-        for (tree_id, node_id), step in self.store.steps.items():
-            above = self.store.path(tree_id, node_id)[:-1]
-            wanted = [*prompt(problem_of[tree_id]), *(token for each in above for token in each.tokens)]
-            assert self.chains[tree_id, node_id] == wanted, f"{step} was to continue another chain"
+        laws.check_ended(self.store, self.works)
+        prompts = {tree: prompt(problem) for work in self.works for tree, problem in zip(work.trees, work.problems, strict=True)}
+        laws.check_chains(self.store, self.chains, prompts)
 
     def outcome(self) -> tuple[dict[int, Any], dict[Name, Step]]:
-        """Results and trees, comparable; messages apart, which say what happened on the way."""
-        results = {
-            tree: replace(result, message="", score=-1.0 if math.isnan(result.score) else result.score)
-            for tree, result in self.store.results.items()
-        }
-        # Which decision was the first to know a step may depend on the order of arrival; the tree may not.
-        return results, {name: replace(step, turn=0) for name, step in self.store.steps.items()}
+        """Results and trees, comparable."""
+        return laws.outcome(self.store)
 
 
 def prompt(problem: int) -> list[int]:
