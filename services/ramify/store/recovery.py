@@ -12,13 +12,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from sqlalchemy import func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ramify.scheduler.commands import NodeRows
 from ramify.scheduler.forest.ids import tree_ids
-from ramify.scheduler.forest.parts import Part, some_trees
+from ramify.scheduler.forest.parts import Part, some_trees, with_scores
 from ramify.scheduler.slots import SLOTS, slot_of
 from ramify.store import segments as codec
 from ramify.store import snapshots as snapshot_codec
@@ -270,16 +271,18 @@ def _says(segment: int, reader: Reader) -> str:
 def _put_together(
     tail: Tail, pieces: Sequence[Piece], opened: OpenTrees, lost: Mapping[int, int]
 ) -> tuple[NodeRows, dict[str, list[Part]]]:
-    """The journal, and the parts of the snapshots by job; of open trees alone, and without what is lost."""
+    """The journal, and the parts of the snapshots by job, with scores that came later; of open trees alone, less what is lost."""
     known = [(codec.of_trees(stored.steps, codec.NO_SCORES, opened.tree_id)) for stored in tail.snapshots]
     ends = {int(opened.tree_id[place]): segment for place, segment in lost.items()}
     for piece in pieces:
         gone = [tree for tree, segment in ends.items() if segment <= piece.segment_id]
         known.append(codec.without_trees(piece.nodes, piece.scores, np.array(gone, np.uint64)))
+    late = pa.concat_tables([scores for _, scores in known]) if known else codec.NO_SCORES
+    scored = [codec.column(late, name) for name in ("tree_id", "node_id", "score")]
     parts = defaultdict[str, list[Part]](list)
     for stored in tail.snapshots:
         for job_id, part in stored.parts.items():
             here = np.isin(part.trees["tree_id"], opened.tree_id)
             if here.any():
-                parts[job_id].append(some_trees(part, here))
+                parts[job_id].append(with_scores(some_trees(part, here), *scored))
     return codec.decode(known), dict(parts)
