@@ -115,7 +115,8 @@ class House:
 
     def start(self, shard: int = 0, limits: ShellLimits = LIMITS) -> Shell:
         """A new incarnation of a shard is set to work."""
-        owner = f"shard:{shard}@{next(_incarnations)}"
+        self.now_ms += 1
+        owner = f"shard:{shard}@{next(_incarnations):08x}"
         shell = Shell(self._work(self.database, self._clock), owner, self.engines, self.verifier, limits)
         self.running[shell] = asyncio.create_task(shell.run())
         return shell

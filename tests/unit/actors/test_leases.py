@@ -174,6 +174,20 @@ async def test_a_successor_takes_its_predecessors_slots_with_its_first_beat(town
     assert (len(heir.slots), len(two.slots), two.offered) == (32, 32, []), "for the others nothing has changed"
 
 
+async def test_a_successor_is_the_newest_though_the_stores_clock_was_set_back(town: Town) -> None:
+    one, two = town.join("shard:0@a"), town.join("shard:1@a")
+    await town.beat(times=3)
+    town.store.advance(-3_600_000)
+    heir = town.join("shard:0@b")
+    former = one.slots
+    await town.beat(heir)
+    assert heir.slots == former
+    await town.beat(heir, two, times=3)
+    assert (heir.slots, len(two.slots), two.offered, heir.offered) == (former, 32, [], [])
+    with pytest.raises(Fenced):
+        await one.keeper.beat()
+
+
 async def test_what_is_just_handed_over_is_neither_missed_nor_taken_back(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     """A commit frees slots while a beat is under way; the beat has seen them as ours, or not any more."""
     one = town.join("shard:0@a")

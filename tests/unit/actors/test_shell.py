@@ -95,8 +95,9 @@ async def half_way(home: House, job_id: str, steps: int) -> None:
         engine.go_on(0)
 
     async def far() -> bool:
+        written = all(shell.status.uncommitted_steps == 0 for shell in home.running)
         for engine in home.engines:
-            if engine.batches_left <= 0:
+            if written and engine.batches_left <= 0:
                 engine.go_on(1)
         return await home.steps(job_id) >= steps
 

@@ -9,13 +9,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from ramify.scheduler.actors.store_time import StoreTime
 from ramify.scheduler.slots import assign
 from ramify.store.errors import Fenced
-from ramify.store.leases import Beat, Claim, Report
+from ramify.store.leases import Beat, Claim, Report, shard_of
 from ramify.store.work import Work
 
 log = logging.getLogger(__name__)
@@ -159,16 +160,23 @@ class LeaseKeeper:
         )
         if self.draining:
             return
-        shard_of = assign(beat.slots, beat.shards)
-        await self._claim(beat, shard_of)
-        self._offer(beat, shard_of)
+        # To us every incarnation of our shard is us: which is the newest the store tells by a clock that may have been set back.
+        views = [replace(view, owner=self._seen(view.owner)) for view in beat.slots]
+        holder = assign(views, sorted({self._seen(owner) for owner in beat.shards}))
+        await self._claim(beat, holder)
+        self._offer(beat, holder)
 
-    async def _claim(self, beat: Beat, shard_of: Mapping[int, str]) -> None:
+    def _seen(self, owner: str) -> str:
+        return self.owner if shard_of(owner) == shard_of(self.owner) else owner
+
+    async def _claim(self, beat: Beat, holder: Mapping[int, str]) -> None:
         """Take what is nobody's and to be ours, and what our predecessor had."""
-        ours = [view for view in beat.slots if view.slot not in self._epochs]
-        wanted = [view.slot for view in ours if view.owner == self.owner]
-        if self._beats > 1:
-            wanted += [view.slot for view in ours if not view.owner and shard_of.get(view.slot) == self.owner]
+        others = [view for view in beat.slots if view.slot not in self._epochs]
+        if self._beats == 1:  # who was just started is the newest, whatever the store says
+            wanted = [view.slot for view in others if self._seen(view.owner) == self.owner]
+        else:
+            wanted = [view.slot for view in others if view.owner == self.owner]
+            wanted += [view.slot for view in others if not view.owner and holder.get(view.slot) == self.owner]
         if wanted:
             self._take((await self._work.claim(self.owner, sorted(wanted), self._lease_ms)).epochs)
 
@@ -178,9 +186,9 @@ class LeaseKeeper:
             self._busy |= epochs.keys()
             self._gained(Claim(self.owner, dict(epochs)))
 
-    def _offer(self, beat: Beat, shard_of: Mapping[int, str]) -> None:
+    def _offer(self, beat: Beat, holder: Mapping[int, str]) -> None:
         """Give up what is to be another's: the lightest first, and not too much at once."""
-        others = [view for view in beat.slots if view.slot in self._epochs and shard_of.get(view.slot, self.owner) != self.owner]
+        others = [view for view in beat.slots if view.slot in self._epochs and holder.get(view.slot, self.owner) != self.owner]
         chains, found = 0, list[int]()
         for view in sorted(others, key=lambda view: (view.load, view.slot)):
             if view.slot in self._leaving | self._busy:
