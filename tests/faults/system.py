@@ -1,5 +1,6 @@
 """A system on a cluster of its own, as the tests see it: what it consists of, and how each part dies."""
 
+import contextlib
 import json
 import queue
 import secrets
@@ -72,14 +73,18 @@ class System:
 
     def process(self, name: str) -> psutil.Process:
         """Of an actor (`shard:0`, `engine:1`, `supervisor`), a child (`verifier`, `gateway`) or a node (`node:a`)."""
-        found = self.processes()
-        kind, _, number = name.partition(":")
-        if kind == "node":
-            pid = found["nodes"][number]
-        else:
-            pid = found["children"][name] if name in found["children"] else found["actors"][f"ramify:{name}"]["pid"]
-        assert pid
-        return psutil.Process(pid)
+        found = self.named()
+        assert name in found, f"{name} is not there"
+        return found[name]
+
+    def named(self) -> dict[str, psutil.Process]:
+        """All that are there now by their names, see `process`."""
+        told = self.processes()
+        pids = {f"node:{node}": pid for node, pid in told["nodes"].items()} | told["children"]
+        pids |= {name.removeprefix("ramify:"): actor["pid"] for name, actor in told["actors"].items()}
+        # Of one that has died its number may be somebody else's by now, who is not to be harmed.
+        mine = {process.pid: process for process in self.look()}
+        return {name: mine[pid] for name, pid in pids.items() if pid in mine}
 
     def node_of(self, actor: str) -> str:
         """The node that an actor runs on."""
@@ -121,7 +126,7 @@ class System:
         code = self._process.wait(STOP_S)
         self._close()
         _, alive = psutil.wait_procs(list(self._started.values()), timeout=STOP_S)
-        left = [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+        left = [process for process in alive if not gone(process)]
         end(*left)
         shutil.rmtree(self.ray_folder)
         assert (code, left) == (0, []), self.log.read_text()[-4000:]
@@ -167,9 +172,17 @@ class System:
 def end(*victims: psutil.Process) -> None:
     """SIGKILL processes, and wait until they are gone."""
     for victim in victims:
-        if victim.is_running():
+        with contextlib.suppress(psutil.NoSuchProcess):
             victim.kill()
-    until(lambda: all(not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE for victim in victims))
+    until(lambda: all(gone(victim) for victim in victims))
+
+
+def gone(process: psutil.Process) -> bool:
+    """Whether a process has ended."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def until(found: Callable[[], T], timeout_s: float = WAIT_S) -> T:

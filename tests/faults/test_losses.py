@@ -1,8 +1,6 @@
 """What stands still and wakes up, a node that is lost with all on it, the database, and everything at once."""
 
 import contextlib
-import os
-import signal
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +13,7 @@ from ramify.store.leases import shard_of
 from ramify.v1 import job_pb2
 from tests.faults.conftest import LONG_LEASE_MS, Place
 from tests.faults.runs import owners, running
-from tests.faults.system import System, end, until
+from tests.faults.system import System, end, gone, until
 
 pytestmark = pytest.mark.parametrize(
     "place", ["postgresql", pytest.param("sqlite", marks=pytest.mark.faults)], indirect=True, scope="module"
@@ -69,7 +67,7 @@ def test_guarantee_06_a_node_stands_still_until_it_is_given_up(place: Place, sys
             until(lambda: {system.node_of("shard:0"), system.node_of("engine:0")} == {"head"})
             run.until(0.6)
         assert run.end() == place.expected
-    until(lambda: not any(victim.is_running() and victim.status() != psutil.STATUS_ZOMBIE for victim in victims))
+    until(lambda: all(gone(victim) for victim in victims))
     assert run.paid_again <= run.bound(1)
     run.report("a node is paused until it is given up")
     system.call("replace", node=node)
@@ -131,16 +129,16 @@ def standing_still(place: Place, processes: Sequence[psutil.Process]) -> Iterato
     try:
         while True:
             for process in processes:
-                os.kill(process.pid, signal.SIGSTOP)
+                process.suspend()
             if place.server is not None or writable(place.store_url):
                 break
             for process in processes:
-                os.kill(process.pid, signal.SIGCONT)
+                process.resume()
         yield
     finally:
         for process in processes:
-            if process.is_running():
-                os.kill(process.pid, signal.SIGCONT)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 def writable(store_url: str) -> bool:

@@ -1,8 +1,8 @@
 """One fault after the other, and several at once, at random, all through a job."""
 
+import contextlib
 import os
 import random
-import signal
 import threading
 from collections.abc import Callable
 
@@ -57,12 +57,11 @@ class Storm:
         return self._place.system
 
     def _processes(self, count: int) -> list[psutil.Process]:
-        """Some processes; what has just died is not there to be harmed."""
-        found = self._system.processes()
-        names = found["children"] | {name: actor["pid"] for name, actor in found["actors"].items()}
-        chosen = self._chance.sample(sorted(names), count)
+        """Some of its services and actors, as far as they are there just now."""
+        found = {name: process for name, process in self._system.named().items() if not name.startswith("node:")}
+        chosen = self._chance.sample(sorted(found), min(count, len(found)))
         self.told[-1] += f" {', '.join(chosen)}"
-        return [psutil.Process(names[name]) for name in chosen if names[name] and psutil.pid_exists(names[name])]
+        return [found[name] for name in chosen]
 
     def kill(self) -> None:
         self.told.append("kill")
@@ -76,11 +75,11 @@ class Storm:
         pause_s = self._chance.uniform(0.2, PAUSE_S)
         self.told.append(f"pause for {pause_s:.1f} s")
         for process in (processes := self._processes(1)):
-            os.kill(process.pid, signal.SIGSTOP)
+            process.suspend()
         self._over.wait(pause_s)
         for process in processes:
-            if process.is_running():
-                os.kill(process.pid, signal.SIGCONT)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
 
     def kill_node(self) -> None:
         self.told.append("kill the node")
