@@ -18,8 +18,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ramify.scheduler.forest.ids import tree_ids
 from ramify.scheduler.slots import SLOTS, in_slots, slot_of
 from ramify.store import segments as codec
+from ramify.store.clock import Clock
 from ramify.store.database import Database, insert_new
-from ramify.store.leases import Claim, Clock, Hold, check
+from ramify.store.leases import Claim, Hold, check
 from ramify.store.ledger import Ledger
 from ramify.store.rows import FINAL, locked
 from ramify.store.schema import archives, damages, jobs, leftovers, problems, results, segments, slots, snapshots, voids

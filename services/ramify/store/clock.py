@@ -1,9 +1,13 @@
 """Clocks: that of this host, and that of the store, which alone all processes share."""
 
 import time
+from collections.abc import Awaitable, Callable
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
+
+Clock = Callable[[AsyncConnection], Awaitable[int]]
+"""Milliseconds since the epoch by a store's clock: `db_now_ms`, or what a test puts in its place."""
 
 _NOW_MS = {
     # Not now(), which is when the transaction began.

@@ -13,8 +13,10 @@ from ramify.scheduler.commands import Commit, JobDelta, TreeResult
 from ramify.scheduler.slots import slot_of
 from ramify.store import segments as codec
 from ramify.store import snapshots as snapshot_codec
+from ramify.store.clock import Clock, now_ms
 from ramify.store.database import Database, insert_new
-from ramify.store.leases import Claim, Clock, Hold, check
+from ramify.store.errors import Fenced
+from ramify.store.leases import Claim, Hold, check
 from ramify.store.rows import JobRow, change, change_and_record, locked
 from ramify.store.schema import jobs, results, segments, slots, snapshots
 from ramify.store.wakeup import Channel, notify
@@ -39,13 +41,15 @@ async def write(database: Database, clock: Clock, claim: Claim, commit: Commit, 
     encoded = await asyncio.to_thread(encode, commit, first_segment)
     name = {"owner": claim.owner, "sequence": commit.sequence}
     async with database.write() as connection:
-        known = select(segments.c.segment_id).filter_by(**name)
-        if (segment := await connection.scalar(known)) is not None:
-            return int(segment)  # the first try was durable, its answer was lost
-        # The lock comes before the segment's id, so that the ids of a slot's commits rise in the order of the commits.
-        hold = Hold.ALONE if commit.released else Hold.SHARED
-        await check(connection, claim, touched_slots(commit) or claim.slots, hold)
-        now = await clock(connection)
+        durable = select(segments.c.segment_id).filter_by(**name)
+        try:
+            # The lock comes before the segment's id, so that the ids of a slot's commits rise in the order of the commits.
+            hold = Hold.ALONE if commit.released else Hold.SHARED
+            await check(connection, claim, touched_slots(commit) or claim.slots, hold)
+        except Fenced:
+            if (segment := await connection.scalar(durable)) is None:
+                raise
+            return int(segment)  # by a first try, whose answer was lost; it may have released the slots itself
         made = encoded.segment
         values = {
             **name,
@@ -54,14 +58,14 @@ async def write(database: Database, clock: Clock, claim: Claim, commit: Commit, 
             "checksum": made.checksum,
             "trees": made.trees,
             "trees_checksum": made.trees_checksum,
-            "created_ms": now,
+            "created_ms": now_ms(),
         }
         new = insert_new(connection, segments).values(values).returning(segments.c.segment_id)
-        if (segment := await connection.scalar(new)) is None:  # the first try was just being written
-            return int((await connection.execute(known)).scalar_one())
+        if (segment := await connection.scalar(new)) is None:  # there was a first try
+            return int((await connection.execute(durable)).scalar_one())
         for slot, body in encoded.snapshots:
-            await _add_snapshot(connection, slot, segment, body, now)
-        await _add_deltas(connection, commit, encoded, segment, first_segment, now)
+            await _add_snapshot(connection, slot, segment, body)
+        await _add_deltas(connection, clock, commit, encoded, segment, first_segment)
         if commit.released:
             free = {"owner": "", "expires_ms": 0, "former": claim.owner}
             await connection.execute(update(slots).where(slots.c.slot.in_(commit.released)).values(free))
@@ -86,8 +90,8 @@ def touched_slots(commit: Commit) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-async def _add_snapshot(connection: AsyncConnection, slot: int, segment: int, body: bytes, now_ms: int) -> None:
-    values = {"slot": slot, "segment_id": segment, "body": body, "checksum": codec.checksum(body), "created_ms": now_ms}
+async def _add_snapshot(connection: AsyncConnection, slot: int, segment: int, body: bytes) -> None:
+    values = {"slot": slot, "segment_id": segment, "body": body, "checksum": codec.checksum(body), "created_ms": now_ms()}
     await connection.execute(insert(snapshots).values(values))
     newest = select(snapshots.c.segment_id).where(snapshots.c.slot == slot).order_by(snapshots.c.segment_id.desc())
     oldest_kept = newest.limit(1).offset(SNAPSHOTS_KEPT - 1).scalar_subquery()
@@ -95,23 +99,32 @@ async def _add_snapshot(connection: AsyncConnection, slot: int, segment: int, bo
 
 
 async def _add_deltas(
-    connection: AsyncConnection, commit: Commit, encoded: Encoded, segment: int, first_segment: Mapping[int, int], now_ms: int
+    connection: AsyncConnection,
+    clock: Clock,
+    commit: Commit,
+    encoded: Encoded,
+    segment: int,
+    first_segment: Mapping[int, int],
 ) -> None:
     """Write results, counters and events of every job that is still there.
 
-    Commits of one job take turns from here on: the counters, the cursor and the job's end follow from the row as it stands.
+    Commits of one job take turns from here on: the counters, the cursor and the job's end follow from the row as it stands, and
+    its history from a clock that is read now.
     """
     deltas = {delta.job_id: delta for delta in commit.jobs}
-    query = select(jobs).where(jobs.c.job_id.in_(deltas)).order_by(jobs.c.number)
-    for job in (await connection.execute(locked(query))).all() if deltas else []:
+    if not deltas:
+        return
+    found = (await connection.execute(locked(select(jobs).where(jobs.c.job_id.in_(deltas)).order_by(jobs.c.number)))).all()
+    at_ms = await clock(connection)
+    for job in found:
         delta = deltas[job.job_id]
         new = list[TreeResult]()
         if job.state == job_pb2.JOB_STATE_RUNNING and delta.results:
             new = await _add_results(connection, job.number, delta, encoded.results[delta.job_id], segment, first_segment)
-        await _add(connection, job, delta, new, now_ms)
+        await _add(connection, job, delta, new, at_ms)
 
 
-async def _add(connection: AsyncConnection, job: JobRow, delta: JobDelta, new: Sequence[TreeResult], now_ms: int) -> None:
+async def _add(connection: AsyncConnection, job: JobRow, delta: JobDelta, new: Sequence[TreeResult], at_ms: int) -> None:
     """Write one job's counters and event; `new` are the results that were not there before."""
     changes = {
         "steps": job.steps + delta.steps,
@@ -126,8 +139,8 @@ async def _add(connection: AsyncConnection, job: JobRow, delta: JobDelta, new: S
         await change(connection, job.number, **changes)
         return
     if changes["problems_done"] == job.problems_total:
-        changes |= {"state": job_pb2.JOB_STATE_DONE, "finished_ms": now_ms}
-    await change_and_record(connection, job.number, at_ms=now_ms, notice=_set_aside(new), **changes)
+        changes |= {"state": job_pb2.JOB_STATE_DONE, "finished_ms": at_ms}
+    await change_and_record(connection, job.number, at_ms=at_ms, notice=_set_aside(new), **changes)
 
 
 async def _add_results(

@@ -11,10 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ramify.scheduler.commands import NodeRows
 from ramify.scheduler.forest.ids import tree_ids
-from ramify.store.clock import db_now_ms, now_ms
+from ramify.store.clock import Clock, db_now_ms
 from ramify.store.database import Database, Lock, take, to_its_end
 from ramify.store.errors import ProblemNotFound
-from ramify.store.leases import Clock, read_waits, shard_of
+from ramify.store.leases import read_waits, shard_of
 from ramify.store.rows import FINAL, JobRow, change_and_record, job_message, job_row, problem_message, timestamp
 from ramify.store.schema import events, jobs, leftovers, models, problems, results, shards, voids
 from ramify.store.segments import NO_STEPS
@@ -98,7 +98,9 @@ class Jobs:
         async with self.database.write() as connection:
             row = await job_row(connection, job_id, lock=True)
             if row.state not in FINAL:
-                row = await change_and_record(connection, row.number, state=job_pb2.JOB_STATE_CANCELLED, finished_ms=now_ms())
+                now = await self._clock(connection)
+                state = job_pb2.JOB_STATE_CANCELLED
+                row = await change_and_record(connection, row.number, at_ms=now, state=state, finished_ms=now)
                 await notify(connection, Channel.JOBS, job_id)
             return job_message(row)
 

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum, auto
 from typing import Any
@@ -11,6 +11,7 @@ from sqlalchemy import Row, case, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ramify.scheduler.slots import SlotView
+from ramify.store.clock import Clock as Clock
 from ramify.store.database import insert_new
 from ramify.store.errors import Fenced
 from ramify.store.rows import tell
@@ -21,9 +22,6 @@ from ramify.v1 import job_pb2
 log = logging.getLogger(__name__)
 
 FORGET_TTLS = 10  # a shard that was not seen for so many leases is forgotten
-
-Clock = Callable[[AsyncConnection], Awaitable[int]]
-"""Milliseconds since the epoch, on which leases are made and judged; see `db_now_ms`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +102,7 @@ async def beat(connection: AsyncConnection, clock: Clock, owner: str, ttl_ms: in
     await connection.execute(update(slots).where(slots.c.owner == owner).values(expires_ms=now + ttl_ms, load=load))
     if before.seen_ms == before.started_ms == now:
         await notify(connection, Channel.SLOTS)
-    await _tell_waits(connection, owner, read_waits(before.waits), report.waits, now)
+    await _tell_waits(connection, clock, owner, read_waits(before.waits), report.waits)
     held = (await connection.execute(select(slots).order_by(slots.c.slot))).all()
     alive = (await connection.execute(select(shards).where(shards.c.expires_ms > now).order_by(shards.c.owner))).all()
     return _beat(owner, now, held, alive)
@@ -138,11 +136,11 @@ async def claim(connection: AsyncConnection, clock: Clock, owner: str, wanted: S
         return Claim(owner, {})
     values = {"epoch": slots.c.epoch + 1, "owner": owner, "expires_ms": now + ttl_ms, "former": ""}
     await connection.execute(update(slots).where(slots.c.slot.in_([row.slot for row in taken])).values(values))
-    await _tell_claim(connection, owner, taken, now)
+    await _tell_claim(connection, clock, owner, taken)
     return Claim(owner, {row.slot: row.epoch + 1 for row in taken})
 
 
-async def _tell_claim(connection: AsyncConnection, owner: str, taken: Sequence[Row[Any]], now_ms: int) -> None:
+async def _tell_claim(connection: AsyncConnection, clock: Clock, owner: str, taken: Sequence[Row[Any]]) -> None:
     """One notice for every job that runs, if slots came from somebody else."""
     mine = shard_of(owner)
     lost = [row for row in taken if row.owner not in ("", owner)]
@@ -151,11 +149,11 @@ async def _tell_claim(connection: AsyncConnection, owner: str, taken: Sequence[R
         text = f"{mine} took over {_count(len(lost), 'slot')} from {_former_owners(mine, lost)}"
         notice = job_pb2.Notice(kind=job_pb2.NOTICE_KIND_TAKEOVER, text=text)
         log.warning("%s", text)
-        await tell(connection, true(), notice, now_ms, takeovers=jobs.c.takeovers + 1)
+        await tell(connection, clock, true(), notice, takeovers=jobs.c.takeovers + 1)
     elif moved:
         givers = " and ".join(sorted({shard_of(row.former) for row in moved}))
         notice = job_pb2.Notice(kind=job_pb2.NOTICE_KIND_MOVE, text=f"{_count(len(moved), 'slot')} moved from {givers} to {mine}")
-        await tell(connection, true(), notice, now_ms)
+        await tell(connection, clock, true(), notice)
 
 
 def _former_owners(mine: str, lost: Sequence[Row[Any]]) -> str:
@@ -207,7 +205,7 @@ def read_waits(body: str) -> list[Wait]:
 
 
 async def _tell_waits(
-    connection: AsyncConnection, owner: str, before: Sequence[Wait], after: Sequence[Wait], now_ms: int
+    connection: AsyncConnection, clock: Clock, owner: str, before: Sequence[Wait], after: Sequence[Wait]
 ) -> None:
     known = {(wait.job_id, wait.what) for wait in before}
     waits = {(wait.job_id, wait.what): wait for wait in after}
@@ -217,11 +215,11 @@ async def _tell_waits(
             verb = "waits" if wait.count == 1 else "wait"
             text = f"{_count(wait.count, 'chain')} of {shard} {verb} for the {wait.what}: {wait.reason}"
             notice = job_pb2.Notice(kind=job_pb2.NOTICE_KIND_WAIT, text=text)
-            await tell(connection, jobs.c.job_id == wait.job_id, notice, now_ms)
+            await tell(connection, clock, jobs.c.job_id == wait.job_id, notice)
     for job_id, what in sorted(known - waits.keys()):
         text = f"no chain of {shard} waits for the {what} any more"
         notice = job_pb2.Notice(kind=job_pb2.NOTICE_KIND_RESUMED, text=text)
-        await tell(connection, jobs.c.job_id == job_id, notice, now_ms)
+        await tell(connection, clock, jobs.c.job_id == job_id, notice)
 
 
 def _count(number: int, what: str) -> str:

@@ -35,6 +35,7 @@ class Holding:
 
     segment_id: int
     trees: Trees  # those trees, sorted
+    trees_in_all: int  # that it holds something of
     size: int  # bytes of its bodies
 
 
@@ -76,13 +77,16 @@ class Reader:
 
     async def pieces(self, holdings: Sequence[Holding]) -> list[Piece]:
         """What these segments hold of their trees, in order; of those that are damaged nothing."""
-        wanted = {holding.segment_id: holding.trees for holding in holdings}
+        wanted = {holding.segment_id: holding for holding in holdings}
 
         def open_some(rows: Sequence[Any]) -> list[Piece]:
             found = list[Piece]()
             for row in rows:
+                holding = wanted[row.segment_id]
                 if (tables := self._open(row)) is not None:
-                    found.append(Piece(row.segment_id, *codec.of_trees(*tables, wanted[row.segment_id])))
+                    if len(holding.trees) < holding.trees_in_all:
+                        tables = codec.of_trees(*tables, holding.trees)
+                    found.append(Piece(row.segment_id, *tables))
             return found
 
         return await self._of_bodies([(holding.segment_id, holding.size) for holding in holdings], open_some)
@@ -94,8 +98,9 @@ class Reader:
             known = list[Holding]()
             for row in bodies:
                 if (tables := self._open(row)) is not None:
-                    trees = cut(row.segment_id, codec.index_of(*tables))
-                    known.append(Holding(row.segment_id, trees, len(row.nodes) + len(row.scores)))
+                    trees = codec.index_of(*tables)
+                    size = len(row.nodes) + len(row.scores)
+                    known.append(Holding(row.segment_id, cut(row.segment_id, trees), len(trees), size))
                 else:
                     self.unknown.add(row.segment_id)
             return known
@@ -160,7 +165,7 @@ def _indexes(rows: Sequence[Any], cut: Cut) -> list[Holding | None]:
         except Damaged as error:
             log.warning("the index of segment %d is damaged: %s; its trees are read out of its body", row.segment_id, error)
             trees = None
-        found.append(None if trees is None else Holding(row.segment_id, cut(row.segment_id, trees), row.size))
+        found.append(None if trees is None else Holding(row.segment_id, cut(row.segment_id, trees), len(trees), row.size))
     return found
 
 

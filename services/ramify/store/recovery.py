@@ -23,9 +23,10 @@ from ramify.scheduler.forest.parts import Part, some_trees, with_scores
 from ramify.scheduler.slots import SLOTS, slot_of
 from ramify.store import segments as codec
 from ramify.store import snapshots as snapshot_codec
+from ramify.store.clock import Clock
 from ramify.store.database import Database, insert_new
 from ramify.store.errors import Damaged
-from ramify.store.leases import Claim, Clock, Hold, check
+from ramify.store.leases import Claim, Hold, check
 from ramify.store.reading import Holding, Piece, Reader, Trees, Voids, those_in
 from ramify.store.rows import tell
 from ramify.store.schema import damages, jobs, results, segments, slots, snapshots, voids
@@ -261,7 +262,7 @@ async def _write_damage(
             text = f"{_says(segment, reader)}: {count} {'tree goes' if count == 1 else 'trees go'} on from before it"
             log.warning("%s", text)
             notice = job_pb2.Notice(kind=job_pb2.NOTICE_KIND_RESTART, text=text)
-            await tell(connection, jobs.c.number == number, notice, now, restarts=jobs.c.restarts + count)
+            await tell(connection, clock, jobs.c.number == number, notice, restarts=jobs.c.restarts + count)
 
 
 def _says(segment: int, reader: Reader) -> str:

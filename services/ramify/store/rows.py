@@ -7,7 +7,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import ColumnElement, Row, Select, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ramify.store.clock import now_ms
+from ramify.store.clock import Clock, now_ms
 from ramify.store.errors import JobNotFound
 from ramify.store.schema import events, jobs
 from ramify.store.wakeup import Channel, notify
@@ -64,11 +64,12 @@ async def change_and_record(
 
 
 async def tell(
-    connection: AsyncConnection, which: ColumnElement[bool], notice: job_pb2.Notice, at_ms: int, **values: Any
+    connection: AsyncConnection, clock: Clock, which: ColumnElement[bool], notice: job_pb2.Notice, **values: Any
 ) -> None:
     """Write a notice into the history of each running job of `which`, and change its row; locks the rows, by rising number."""
     runs = select(jobs.c.number).where(jobs.c.state == job_pb2.JOB_STATE_RUNNING, which).order_by(jobs.c.number)
     numbers = (await connection.scalars(locked(runs))).all()
+    at_ms = await clock(connection) if numbers else 0  # when nobody else writes to these histories
     for start in range(0, len(numbers), JOBS_A_STATEMENT):
         some = jobs.c.number.in_(numbers[start : start + JOBS_A_STATEMENT])
         changed = update(jobs).where(some).values(cursor=jobs.c.cursor + 1, **values).returning(jobs)

@@ -9,10 +9,10 @@ from sqlalchemy import and_, case, select, update
 from ramify.scheduler.commands import Commit
 from ramify.store import archive, commits, leases, recovery
 from ramify.store.archive import Swept
-from ramify.store.clock import db_now_ms
+from ramify.store.clock import Clock, db_now_ms
 from ramify.store.database import Database, to_its_end
 from ramify.store.errors import Fenced
-from ramify.store.leases import Beat, Claim, Clock, Report, Wait
+from ramify.store.leases import Beat, Claim, Report, Wait
 from ramify.store.ledger import Ledger
 from ramify.store.recovery import Recovered, Restarted
 from ramify.store.rows import JobRow
