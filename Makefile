@@ -6,13 +6,14 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint infra/constraints.txt
 SOURCES := scheduler verifier services tests infra
 
-.PHONY: help setup setup-dev demo test faults lint types protos check-protos format clean train
+.PHONY: help setup setup-dev demo test faults soak lint types protos check-protos format clean train
 
 help:
 	@echo "make demo    install what is needed, then solve Game of 24 puzzles on this machine"
 	@echo "make test    install what is needed, then run every check and test"
 	@echo "make setup   only install, into .venv"
 	@echo "make faults  kill real processes in every way, on both stores"
+	@echo "make soak    run random crash schedules for SOAK_MINUTES (10)"
 	@echo "make lint | types | protos | format | train"
 
 setup: .venv/.base
@@ -40,6 +41,10 @@ test: lint types check-protos
 # Real processes and real kills, on both stores; make test has a part of them. It prints what each fault costs.
 faults: setup-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "faults or not faults" -rP tests/faults
+
+# Simulated clusters, each with a storm of its own, held against calm runs. Stops at the first that differs, and says how to bring it back.
+soak: setup-dev
+	@$(BIN)/python -m tests.simulation.soak
 
 lint: setup-dev
 	$(BIN)/ruff format --check $(SOURCES)

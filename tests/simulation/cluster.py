@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ramify.scheduler.actors import admission
+from ramify.scheduler.actors import admission, housekeeping
 from ramify.scheduler.forest.ids import root_ids
 from ramify.store.errors import Fenced, StoreUnavailable
 from ramify.store.work import WaitingProblem
@@ -26,14 +26,16 @@ from tests.simulation import laws
 from tests.simulation.costs import Costs
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.member import Member
-from tests.simulation.memory_store import RUNNING, MemoryStore
+from tests.simulation.memory_store import DONE, RUNNING, MemoryStore
 from tests.simulation.outside import Pace, seed_of
+from tests.simulation.store import Name, Step
 from tests.simulation.storms import CALM, MANY, Storm
-from tests.simulation.world import Work
+from tests.simulation.world import Work, plan
 
 START_MS = 1_700_000_000_000
-LOOK_S = 0.01  # between two looks whether all is done
+LOOK_S = 0.03  # between two looks whether all is done
 END_S_MAX = 60.0  # after the storm
+REST_S, SWEEP_S = 0.2, 0.5  # between two rounds of housekeeping: jobs here last a second or two
 
 
 def commit() -> str:
@@ -61,7 +63,8 @@ class Cluster:
         self.calm = self.down = False
         self.broken: list[str] = []
         self._context = copy_context()
-        for work in works:
+        self.decoys = [Work(plan(f"decoy-{index}", n=4, keep=2), (0, 1), seed=100 + index) for index in range(storm.decoys)]
+        for work in (*works, *self.decoys):
             roots = root_ids(work.seed, np.array(work.problems, np.int64)).tolist()
             self.store.data.root_of.update(zip(work.trees, roots, strict=True))
 
@@ -77,12 +80,14 @@ class Cluster:
 
     def run(self) -> "Cluster":
         """Go on until every job has ended, and check what must be true then."""
-        plans = {work.plan.job_id: work.plan for work in self.works}
+        plans = {work.plan.job_id: work.plan for work in (*self.works, *self.decoys)}
         state = random.getstate()
         random.seed(self.seed)
         try:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(admission, "plan_of", lambda job_id, *_: plans[job_id])
+                patch.setattr(housekeeping, "REST_S", REST_S)
+                patch.setattr(housekeeping, "SWEEP_S", SWEEP_S)
                 self.loop.run_until_complete(self._main())
                 self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         finally:
@@ -95,13 +100,9 @@ class Cluster:
         for index in range(self.storm.shards):
             self.start(f"shard:{index}")
         for work in self.works:
-            problems = {problem: WaitingProblem(problem, f"problem {problem}", "") for problem in work.problems}
-            checker = work.plan.checker
-            spec = job_pb2.JobSpec(
-                generator="generator", verifier="verifier", checker=checker, search=job_pb2.Search(seed=work.seed)
-            )
-            self.store.create(work.plan.job_id, problems, spec)
+            self._submit(work)
         storms = [self.loop.create_task(self._again_and_again(kind)) for kind in self.storm.kinds]
+        storms += [self.loop.create_task(self._decoy(index, work)) for index, work in enumerate(self.decoys)]
         try:
             while any(job.state == RUNNING for job in self.store.jobs.values()) and not self.failed:
                 await asyncio.sleep(LOOK_S)
@@ -117,6 +118,20 @@ class Cluster:
             await asyncio.gather(*storms, return_exceptions=True)
             await self._bury()
 
+    def _submit(self, work: Work) -> None:
+        problems = {problem: WaitingProblem(problem, f"problem {problem}", "") for problem in work.problems}
+        spec = job_pb2.JobSpec(generator="generator", verifier="verifier", checker=work.plan.checker)
+        spec.search.seed = work.seed
+        self.store.create(work.plan.job_id, problems, spec)
+
+    async def _decoy(self, index: int, work: Work) -> None:
+        await asyncio.sleep(self.chance.uniform(0, 1))
+        self._submit(work)
+        if index % 2 == 0:
+            await asyncio.sleep(self.chance.uniform(0, 1))
+            self.happened["cancel"] += self.store.jobs[work.plan.job_id].state == RUNNING
+            self.store.cancel(work.plan.job_id)
+
     @property
     def failed(self) -> bool:
         """Whether a law is broken."""
@@ -124,20 +139,33 @@ class Cluster:
 
     def _check(self) -> None:
         assert not self.failed, f"{[*self.broken, *self.costs.broken, *self.loop.errors][:3]}: {self!r}"
-        laws.check_ended(self.store.data, self.works)
-        costs, trees = self.costs, [tree for work in self.works for tree in work.trees]
+        ended = [work for work in (*self.works, *self.decoys) if self._state(work) == DONE]
+        assert {*self.works} <= {*ended}
+        laws.check_ended(self.store.data, ended)
+        costs = self.costs
         chains = {(costs.tree_of[node], node): chain for node, chain in costs.chains.items()}
         prompts = {
             tree: [*f"problem {problem}".encode()]
-            for work in self.works
+            for work in (*self.works, *self.decoys)
             for tree, problem in zip(work.trees, work.problems, strict=True)
         }
         laws.check_chains(self.store.data, chains, prompts)
         assert costs.twice <= costs.bound, repr(self)
-        assert {*self.store.data.results} == {*trees}
         for job in self.store.jobs.values():
             assert [event.cursor for event in job.events] == [*range(1, len(job.events) + 1)]
-            assert job.counters["done"] == len(job.problems)
+            assert job.counters["done"] == sum(tree in self.store.data.results for tree in job.trees)
+            assert job.events[-1].state == job.state
+
+    def _state(self, work: Work) -> int:
+        return self.store.jobs[work.plan.job_id].state if work.plan.job_id in self.store.jobs else RUNNING
+
+    def outcome(self) -> tuple[dict[int, Any], dict[Name, Step]]:
+        """Results and trees of its jobs, comparable."""
+        mine = {tree for work in self.works for tree in work.trees}
+        results, steps = laws.outcome(self.store.data)
+        return {tree: each for tree, each in results.items() if tree in mine}, {
+            name: step for name, step in steps.items() if name[0] in mine
+        }
 
     # --- processes --------------------------------------------------------------------------------------------------
 

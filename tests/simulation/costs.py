@@ -50,16 +50,16 @@ class Costs:
         tree = self.tree_of[node]
         owner, slot = self.owner(name), tree % SLOTS
         self.tokens[node] = tokens
-        self._require(self.chains.setdefault(node, chain) == chain, "a step continues the same chain in every life")
+        self.require(self.chains.setdefault(node, chain) == chain, "a step continues the same chain in every life")
         again = self.begun[node] - self.failed[node]
         if self.store.slots[slot].owner == name:
             known = (tree, node) in self.store.data.steps
-            self._require(not known, f"{node} is committed, and {name} has it sampled again")
+            self.require(not known, f"{node} is committed, and {name} has it sampled again")
             owner.begun[slot].add(node)
             lost = self.excused[node]
-            self._require(again <= lost, f"{node} is paid for {again + 1} times, and was lost {lost} times")
+            self.require(again <= lost, f"{node} is paid for {again + 1} times, and was lost {lost} times")
         else:  # it does not know yet that it has lost the slot
-            self._require(not owner.informed, f"{name} has heard that slot {slot} is lost, and has {node} sampled")
+            self.require(not owner.informed, f"{name} has heard that slot {slot} is lost, and has {node} sampled")
             self.excused[node] += 1
         self.begun[node] += 1
 
@@ -88,7 +88,7 @@ class Costs:
                     late = owner.come.pop(node, None)
                     ended = tree in self.store.data.results
                     fresh = ended or late is None or late >= since
-                    self._require(fresh, f"{node} had come when {name} made its last commit, and is lost")
+                    self.require(fresh, f"{node} had come when {name} made its last commit, and is lost")
 
     def recovered(self) -> None:
         """Steps that were lost to damage since the last time are paid for again."""
@@ -99,7 +99,8 @@ class Costs:
                 owner.come.pop(node, None)
         self._voided = len(self.store.data.voided)
 
-    def _require(self, law: bool, otherwise: str) -> None:
+    def require(self, law: bool, otherwise: str) -> None:
+        """Note it if a law is broken."""
         if not law:  # not raised: whoever calls may take it for the failure of an engine
             self.broken.append(otherwise)
 

@@ -69,6 +69,8 @@ class Member:
         self.shell._comparing = comparing
         self._handle, self._turns = self.shell.shard.handle, 0
         self.shell.shard.handle = self.handle  # type: ignore[method-assign]
+        self._pump = self.shell._dispatcher.pump
+        self.shell._dispatcher.pump = self.pump  # type: ignore[method-assign]
         self.task = self.process.start(self.shell.run())
 
     def handle(self, events: Sequence[Event]) -> list[Command]:
@@ -91,6 +93,11 @@ class Member:
             elif isinstance(command, Generate):
                 costs.tree_of.update(zip(command.node_id.tolist(), command.tree_id.tolist(), strict=True))
         return found
+
+    def pump(self) -> None:
+        """As the dispatcher does: not while all leases may have ended."""
+        self.cluster.costs.require(not self.shell.keeper.stale, f"{self.owner} has sampled without having heard of the store")
+        self._pump()
 
     async def wire(self, name: str, call: Callable[[], Any]) -> Any:
         """Carries a call to the store."""

@@ -116,6 +116,9 @@ class MemoryStore:
         self.slots = [Slot() for _ in range(SLOTS)]
         self.shards: dict[str, Shard] = {}
         self.written: dict[tuple[str, int], int] = {}  # segment by owner and sequence
+        self.writers: list[
+            tuple[int, int, str]
+        ] = []  # of every commit, each slot that it touched, with its epoch, and who it was
         self.newest = 0  # segment
         self.ended_holds: Callable[[str, Collection[int]], None] = lambda owner, slots: None  # hears of slots that change hands
 
@@ -260,7 +263,9 @@ class MemoryStore:
         name = claim.owner, commit.sequence
         if name in self.written:
             return self.written[name]
-        self.check(claim, commits.touched_slots(commit) or claim.slots)
+        touched = commits.touched_slots(commit) or claim.slots
+        self.check(claim, touched)
+        self.writers += [(number, self.slots[number].epoch, claim.owner) for number in touched]
         segment = self.newest = self.newest + 1
         self.written[name] = segment
         stale = {result.tree_id for delta in commit.jobs for result in delta.results if not self._is_open(delta, result)}
@@ -318,8 +323,7 @@ class MemoryStore:
                 job.counters["restarts"] += count
                 text = f"{count} {'tree goes' if count == 1 else 'trees go'} on from before the damage"
                 self.tell(job, (job_pb2.NOTICE_KIND_RESTART, text))
-        size = int(found.journal.tokens.nbytes)
-        return Recovered(found.parts, found.journal, found.first_segment, restarted, size, found.segments_read)
+        return Recovered(found.parts, found.journal, found.first_segment, restarted, 0, found.segments_read)
 
     # --- what has ended ---------------------------------------------------------------------------------------------
 
@@ -366,11 +370,9 @@ class MemoryStore:
         gone = [segment for segment in self.data.segments if segment < lowest]
         for segment in gone:
             del self.data.segments[segment]
-        late = self.clock() - (retention_ms or 0)
+        late = -1 if retention_ms is None else self.clock() - retention_ms
         old = [
-            job.job_id
-            for job in self.jobs.values()
-            if retention_ms is not None and job.settled and job.finished_ms is not None and job.finished_ms < late
+            job_id for job_id, job in self.jobs.items() if job.settled and job.finished_ms is not None and job.finished_ms < late
         ]
         for job_id in old:
             del self.jobs[job_id]

@@ -4,7 +4,6 @@ import os
 import random
 from collections.abc import Iterator
 
-from tests.simulation import laws
 from tests.simulation.cluster import Cluster
 from tests.simulation.jobs import WORKS, calm
 from tests.simulation.races import RACES
@@ -34,7 +33,7 @@ def run(seed: int) -> Cluster:
     try:
         cluster.run()
         if name in WORKS:
-            results, steps = laws.outcome(cluster.store.data)
+            results, steps = cluster.outcome()
             wanted_results, wanted_steps = calm(name).outcome()
             assert results == wanted_results, "other answers than in a calm run"
             assert steps == wanted_steps, "other trees than in a calm run"

@@ -103,19 +103,19 @@ class Store:
         self.snapshots: defaultdict[int, list[Stored]] = defaultdict(list)  # by slot, the newest last
         self.voids: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)  # by tree: spans of segments that don't count
         self.voided: list[tuple[Name, Step]] = []  # steps that were paid for and lost to damage
-        self._log: list[Segment] = []  # all that was ever written, whatever became of it
+        self.log: list[Segment] = []  # all that was ever written, whatever became of it
         self._met: set[tuple[int, int]] = set()  # segment and slot of damage that has cost its trees already
 
     # --- commits ----------------------------------------------------------------------------------------------------
 
     def apply(self, commit: Commit, segment_id: int = 0, first_segment: Mapping[int, int] | None = None) -> None:
         """Write a commit: all of it, or an AssertionError names the guarantee that it breaks."""
-        segment_id = segment_id or len(self._log) + 1
+        segment_id = segment_id or len(self.log) + 1
         segment = Segment(segment_id, steps_of(commit.nodes), commit.scores)
         if self.laws:
             self._check_steps(segment)
         self.segments[segment_id] = segment
-        self._log.append(segment)
+        self.log.append(segment)
         self._merge(segment, self.steps)
         for delta in commit.jobs:
             self.step_count[delta.job_id] += delta.steps
@@ -264,7 +264,7 @@ class Store:
         """Take the steps of a tree that don't count any more out of those that do."""
         before = {name: step for name, step in self.steps.items() if name[0] == tree}
         kept: dict[Name, Step] = {}
-        for segment in self._log:
+        for segment in self.log:
             if self._counts(tree, segment.segment_id):
                 some = {name: step for name, step in segment.steps.items() if name[0] == tree}
                 self._merge(replace(segment, steps=some), kept, lambda other, _: other == tree)

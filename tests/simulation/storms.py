@@ -32,6 +32,7 @@ class Storm:
     drains: float = 0.0  # a shard is told to end, and comes back later
     clock_jumps: float = 0.0  # the store's clock is set
     damages: float = 0.0  # something in the store is damaged
+    decoys: int = 0  # small jobs that come at some time, of which every other is cancelled at some time
     stays_dead: float = 0.2  # share of shards that are not started again until the storm is over
     calm_after_s: float = 4.0
 
@@ -84,6 +85,7 @@ class Draw:
             drains=maybe(0.3, 0.5, 4),
             clock_jumps=maybe(0.2, 0.5, 4),
             damages=maybe(0.25, 1, 10),
+            decoys=chance.choice((0, 0, 0, 1, 2)),
             stays_dead=chance.choice((0.0, 0.2, 0.6)),
             calm_after_s=chance.choice((1.0, 2.0, 4.0)),
         )
