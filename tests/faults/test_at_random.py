@@ -25,7 +25,7 @@ REST_S = 3.0  # between two faults, at most
 SEED = "RAMIFY_FAULTS_SEED"
 
 
-class Storm:
+class Faults:
     """Faults at random; a seed makes the same ones, at other moments of the job."""
 
     def __init__(self, place: Place, run: Run, seed: int) -> None:
@@ -33,7 +33,7 @@ class Storm:
         self.told: list[str] = []
         self._over = threading.Event()
 
-    def blow(self) -> None:
+    def go_on(self) -> None:
         """Harm the system again and again, for as long as the job runs."""
         kinds: list[Callable[[], None]] = [
             self.kill,
@@ -101,19 +101,19 @@ class Storm:
         self._place.server.start()
 
 
-def test_guarantee_07_a_storm(place: Place, system: System) -> None:
+def test_guarantee_07_faults_at_random(place: Place, system: System) -> None:
     with running(system, 1, problems(PROBLEMS)) as run:
         expected = run.end()
     seed = int(os.environ.get(SEED) or random.randrange(2**32))
     print(f"{SEED}={seed}")
-    with running(system, run.steps, problems(PROBLEMS)) as stormy:
-        storm = Storm(place, stormy, seed)
+    with running(system, run.steps, problems(PROBLEMS)) as harmed:
+        harm = Faults(place, harmed, seed)
         try:
-            storm.blow()
-            found = stormy.end()
+            harm.go_on()
+            found = harmed.end()
         finally:
-            print(*storm.told, sep="\n")
+            print(*harm.told, sep="\n")
     assert found == expected
-    stormy.report("a storm", faults=len(storm.told))
+    harmed.report("faults at random", faults=len(harm.told))
     system.call("scale", shards=system.setup.shards)
     until(system.well)
