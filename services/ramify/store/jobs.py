@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Row, and_, insert, select
+from sqlalchemy import ColumnElement, Row, and_, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ramify.scheduler.commands import NodeRows
@@ -135,7 +135,7 @@ class Jobs:
         bytes_left = RESULT_BYTES_A_PAGE
         async with self.database.read() as connection:
             number = (await job_row(connection, job_id)).number
-            restarted = await _restarted(connection, number)
+            restarted = await _restarted(connection, number, voids.c.index > after)
             query = _results_of(number).where(results.c.index > after)
             async with connection.stream(query.order_by(results.c.index).limit(size + 1)) as rows:
                 async for row in rows:
@@ -155,7 +155,9 @@ class Jobs:
             at = and_(problems.c.job == job.number, problems.c.index == index)
             problem = (await connection.execute(select(problems).where(at))).one()
             row = (await connection.execute(_results_of(job.number).where(results.c.index == index))).one_or_none()
-            result = None if row is None else _result_message(row, await _restarted(connection, job.number))
+            result = (
+                None if row is None else _result_message(row, await _restarted(connection, job.number, voids.c.index == index))
+            )
             nodes, damage = await _steps(connection, job, index, problem.slot, row)
         return TreeRead(job_message(job), problem_message(problem), result, nodes, damage)
 
@@ -190,9 +192,9 @@ def _result_message(row: Row[Any], restarted: Mapping[int, str]) -> job_pb2.Resu
     return result
 
 
-async def _restarted(connection: AsyncConnection, job: int) -> dict[int, str]:
-    """Why trees of a job have lost steps on their way, by problem."""
-    query = select(voids.c.index, voids.c.reason).where(voids.c.job == job).order_by(voids.c.index, voids.c.first)
+async def _restarted(connection: AsyncConnection, job: int, which: ColumnElement[bool]) -> dict[int, str]:
+    """Why trees of a job have lost steps on their way, by problem; `which` is a condition on `voids`."""
+    query = select(voids.c.index, voids.c.reason).where(voids.c.job == job, which).order_by(voids.c.index, voids.c.first)
     found = defaultdict[int, list[str]](list)
     for index, reason in await connection.execute(query):
         found[index].append(reason)

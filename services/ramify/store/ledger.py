@@ -25,9 +25,9 @@ class Ledger:
         self._newest = max(self._newest, segment)
 
     def recovered(self, epochs: Mapping[int, int], first_segment: Mapping[int, int]) -> None:
-        """From now on the trees of these slots are known."""
-        for tree, segment in first_segment.items():
-            self._first.setdefault(tree, segment)
+        """From now on the trees of these slots are known; what was known of them before is of an earlier claim."""
+        self.close([tree for tree in self._first if tree % SLOTS in epochs])
+        self._first.update(first_segment)
         self._epochs.update(epochs)
 
     def begin(self, trees: Iterable[int]) -> None:
@@ -55,6 +55,7 @@ class Ledger:
         """These trees are not open any more."""
         for tree in trees:
             self._first.pop(tree, None)
+            self._begun.discard(tree)
 
     def known(self, epochs: Mapping[int, int]) -> list[int]:
         """Those of some slots whose open trees are all known, under these epochs."""

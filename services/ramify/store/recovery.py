@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import ColumnElement, func, select, true, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ramify.scheduler.commands import NodeRows
@@ -260,9 +260,16 @@ async def _write_damage(
         trees = Counter((int(opened.job[place]), segment) for place, segment in lost.items())
         for (number, segment), count in sorted(trees.items()):
             text = f"{_says(segment, reader)}: {count} {'tree goes' if count == 1 else 'trees go'} on from before it"
-            log.warning("%s", text)
-            notice = job_pb2.Notice(kind=job_pb2.NOTICE_KIND_RESTART, text=text)
-            await tell(connection, clock, jobs.c.number == number, notice, restarts=jobs.c.restarts + count)
+            await _tell(connection, clock, jobs.c.number == number, text, count)
+        for segment in sorted({at for at, _ in met - tail.dealt} & reader.unknown):
+            text = f"{_says(segment, reader)}, and so is the index of its trees: any that had steps in it alone begin anew"
+            await _tell(connection, clock, true(), text, 0)
+
+
+async def _tell(connection: AsyncConnection, clock: Clock, which: ColumnElement[bool], text: str, restarts: int) -> None:
+    log.warning("%s", text)
+    notice = job_pb2.Notice(kind=job_pb2.NOTICE_KIND_RESTART, text=text)
+    await tell(connection, clock, which, notice, restarts=jobs.c.restarts + restarts)
 
 
 def _says(segment: int, reader: Reader) -> str:
