@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import sys
 import threading
 import time
@@ -191,6 +192,7 @@ class Cluster:
         self._cluster.shutdown()
         for child in reversed(self._children):
             child.stop()
+        shutil.rmtree(self._setup.ray_folder, ignore_errors=True)  # also of a test that was killed
         return {"drained": drained, "drain_s": drain_s, "stats": stats}
 
     def serve(self, requests: TextIO, answer: Callable[[Any], None]) -> None:

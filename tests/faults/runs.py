@@ -183,6 +183,10 @@ class Run:
         assert made, "of what was hit nothing was committed any more"
         return float(np.diff([fault.at_s, *made]).max())
 
+    def next_s(self, at_s: float) -> float:
+        """From a moment on, on the clock of this machine, until something was committed again."""
+        return min(segment.made_s for segment in self.segments if segment.made_s >= at_s) - at_s
+
     def segments_of(self, owner: str) -> set[int]:
         """What an owner has written, as far as it is still there."""
         return {row[0] for row in ask(self.system.setup.store_url, f"SELECT segment_id FROM segments WHERE owner = '{owner}'")}

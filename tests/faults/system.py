@@ -128,7 +128,7 @@ class System:
         _, alive = psutil.wait_procs(list(self._started.values()), timeout=STOP_S)
         left = [process for process in alive if not gone(process)]
         end(*left)
-        shutil.rmtree(self.ray_folder)
+        shutil.rmtree(self.ray_folder, ignore_errors=True)
         assert (code, left) == (0, []), self.log.read_text()[-4000:]
         assert not self.ray_folder.exists()
         return told

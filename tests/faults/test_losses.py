@@ -102,9 +102,10 @@ def test_guarantee_06_the_database_is_stopped_and_started(place: Place, system: 
         server.stop("immediate")
         until(lambda: all(shard["shell"]["state"] != "working" for shard in run.look()["shards"].values()))
         server.start()
+        started_s = time.time()
         assert run.end() == place.expected
     assert 0 <= run.paid_again <= run.bound(0)
-    run.report("the database is stopped and started")
+    run.report("the database is stopped and started", from_its_start_s=round(run.next_s(started_s), 2))
 
 
 def test_guarantee_07_everything_is_killed(place: Place, system: System) -> None:
