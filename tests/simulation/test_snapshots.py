@@ -11,13 +11,13 @@ from ramify.scheduler.events import Event, SlotsReleased, TreesRestored
 from ramify.scheduler.forest import parts
 from ramify.scheduler.forest.columns import TreeStatus
 from ramify.scheduler.journal import Journal
-from ramify.scheduler.shard import Shard
+from ramify.scheduler.shard import Shard, ShardLimits
 from ramify.scheduler.slots import SLOTS
 from tests.simulation import fakes
 from tests.simulation.jobs import WORKS, assert_same
 from tests.simulation.races import RACES
 from tests.simulation.store import Name
-from tests.simulation.world import Weather, World, admitted
+from tests.simulation.world import FLUSH_MS, Weather, World, admitted
 
 SLOW = Weather(delay_ms_max=30, batch_max=2)
 EVERY = {**WORKS, **{f"{name} without a barrier": works for name, works in RACES.items()}}
@@ -99,32 +99,30 @@ def roots(works: Any, which: set[int]) -> list[Event]:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_restored_shard_equals_a_replayed_one(name: str) -> None:
-    saved = 0
-    for seed in range(2):
-        commits = World(EVERY[name], SLOW, seed).run().commits
-        for number in range(2, commits + 1):
-            world = World(EVERY[name], replace(SLOW, crash_at=(number, "before")), seed)
-            while len(world.lives) == 1:
-                world.turn()
-            saved += assert_equal(world)
+    saved, seed = 0, 0 if name in WORKS else 1
+    limits = ShardLimits(flush_ms=FLUSH_MS, snapshot_steps_min=2)
+    commits = World(EVERY[name], SLOW, seed, limits=limits).run().commits
+    for number in range(2, commits + 1):
+        world = World(EVERY[name], replace(SLOW, crash_at=(number, "before")), seed, limits=limits)
+        while len(world.lives) == 1:
+            world.turn()
+        saved += assert_equal(world)
     assert saved > 0
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_slot_that_was_given_up_may_come_back(name: str) -> None:
     """Before the shard has forgotten anything by itself, it gets back what it gave away a moment ago."""
-    for seed in range(2):
-        world = World(EVERY[name], replace(SLOW, delay_ms_max=20), seed)
-        trips = 0
-        while world.open:
-            world.turn()
-            if trips < 4 and world.store.steps and world.open:
-                trips += 1
-                give_and_take(world, tuple({tree % SLOTS for tree in world.open}))
-        world.check_ended()
-        assert len(world.lives) == 1
-        if name in WORKS:
-            assert_same(world, name)
+    world, trips = World(EVERY[name], replace(SLOW, delay_ms_max=20), seed=1), 0
+    while world.open:
+        world.turn()
+        if trips < 4 and world.store.steps and world.open:
+            trips += 1
+            give_and_take(world, tuple({tree % SLOTS for tree in world.open}))
+    world.check_ended()
+    assert len(world.lives) == 1
+    if name in WORKS:
+        assert_same(world, name)
 
 
 def give_and_take(world: World, slots: tuple[int, ...]) -> None:
