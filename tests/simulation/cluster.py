@@ -350,7 +350,7 @@ class Cluster:
         for member in there:
             member.process.call(member.shell.stop)
         until_s = self.loop.time() + END_S_MAX
-        while any(not member.task.done() for member in there):
+        while any(member.process.alive and not member.task.done() for member in there):  # it may die of it
             await asyncio.sleep(LOOK_S)
             if self.loop.time() > until_s:
                 self.broken.append("a drain does not end")
