@@ -4,9 +4,10 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint infra/constraints.txt
+PARALLEL := -n 2 --dist loadgroup
 SOURCES := scheduler verifier services tests infra
 
-.PHONY: help setup setup-dev demo test faults soak lint types protos check-protos format clean train
+.PHONY: help setup setup-dev demo test faults soak lint types mypy pyright protos check-protos format clean train
 
 help:
 	@echo "make demo    install what is needed, then solve Game of 24 puzzles on this machine"
@@ -36,14 +37,15 @@ demo: setup
 	@$(BIN)/ramify demo
 
 test: lint types check-protos
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # Real processes and real kills, on both stores; make test has a part of them. It prints what each fault costs.
 faults: setup-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "faults or not faults" -rP tests/faults
+	$(BIN)/python -m pytest $(PARALLEL) -m "faults or not faults" -rP tests/faults
 
 # Simulated clusters, each with a storm of its own, held against calm runs. Stops at the first that differs, and says how to bring it back.
 soak: setup-dev
+	@$(BIN)/python -m pytest $(PARALLEL) --hypothesis-profile=soak tests/property
 	@$(BIN)/python -m tests.simulation.soak
 
 lint: setup-dev
@@ -53,8 +55,10 @@ lint: setup-dev
 	$(BIN)/buf lint protos
 
 types: setup-dev
-	$(BIN)/mypy
-	$(BIN)/pyright
+	@$(MAKE) --jobs=2 --output-sync mypy pyright
+
+mypy pyright:
+	$(BIN)/$@
 
 format: setup-dev
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -3,8 +3,26 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.postgres import ENVIRONMENT, NoPostgres, Postgres, empty_store
+
+# The machine may be busy: what is slow is no fault. Each run of the suite has the same examples; `make soak` looks for new ones,
+# and prints a falsifying one with the blob that brings it back.
+COMMON = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("ramify", derandomize=True, max_examples=60, **COMMON)  # type: ignore[arg-type]
+settings.register_profile("soak", max_examples=2000, **COMMON)  # type: ignore[arg-type]
+settings.load_profile("ramify")
+
+# Ray lets its workers stand back behind all else; here all else are the tests, which would starve the systems that they test.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of whole systems mostly wait: one worker has them all, and starts with them, while others compute."""
+    for item in items:
+        if item.path.relative_to(item.config.rootpath).parts[1] in ("e2e", "faults"):
+            item.add_marker(pytest.mark.xdist_group("systems"))
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from ramify.client import Client
 from ramify.v1 import job_pb2
 from tests.e2e.conftest import Up
 
-COUNT = 60
+COUNT = 30
 
 
 def test_a_problem_that_kills_every_engine_is_set_aside(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from tests.faults.runs import Outcome, running
-from tests.faults.system import System, until
+from tests.faults.system import System
 from tests.postgres import Postgres
 
 LONG_LEASE_MS = 300_000  # longer than any job here
@@ -45,7 +45,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         server.start()
     store_url = server.url if server is not None else f"sqlite+aiosqlite:///{home / 'state.db'}"
     system = System(home, store_url)
-    until(system.well)
+    system.until_well()
     with running(system, 1) as run:
         expected = run.end()
     run.report("none")
@@ -62,5 +62,5 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture
 def system(place: Place) -> System:
     """The system, in good health."""
-    until(place.system.well)
+    place.system.until_well()
     return place.system

@@ -133,17 +133,28 @@ class System:
         assert not self.ray_folder.exists()
         return told
 
-    def well(self) -> bool:
-        """Whether all that it is to consist of is there, and works."""
-        stats = self.stats()
-        shards = [shard["shell"] for shard in stats["shards"].values() if shard["shell"]]
-        return (
-            len(stats["engines"]) == self.setup.engines
-            and len(shards) == self.setup.shards
-            and all(shard["state"] == "working" and all(shard["engines"].values()) for shard in shards)
-            and all(shard["slots"] == SLOTS // self.setup.shards and not shard["settling"] for shard in shards)
-            and all(self.processes()["nodes"].values())
-        )
+    def until_well(self) -> None:
+        """Wait until all that it is to consist of is there, and works."""
+        try:
+            until(lambda: not self.ills())
+        except AssertionError:
+            pytest.fail(f"it does not become well: {', '.join(self.ills())}; its log: {self.log.read_text()[-4000:]}")
+
+    def ills(self) -> list[str]:
+        """What is not there, or does not work."""
+        stats, size = self.stats(), SLOTS // self.setup.shards
+        found = [f"node {name} is away" for name, there in self.processes()["nodes"].items() if not there]
+        if len(stats["engines"]) != self.setup.engines:
+            found.append(f"of {self.setup.engines} engines {[*stats['engines']]} answer")
+        if len(stats["shards"]) != self.setup.shards:
+            found.append(f"of {self.setup.shards} shards {[*stats['shards']]} are there")
+        for name, each in stats["shards"].items():
+            shard = each["shell"]
+            if not shard or shard["state"] != "working" or shard["settling"] or shard["slots"] != size:
+                found.append(f"shard {name} is not settled: {shard}")
+            elif not all(shard["engines"].values()):
+                found.append(f"shard {name} does without engines: {shard['engines']}")
+        return found
 
     def _close(self) -> None:
         assert self._process.stdin is not None

@@ -116,4 +116,4 @@ def test_guarantee_07_faults_at_random(place: Place, system: System) -> None:
     assert found == expected
     harmed.report("faults at random", faults=len(harm.told))
     system.call("scale", shards=system.setup.shards)
-    until(system.well)
+    system.until_well()

@@ -59,7 +59,7 @@ def test_guarantee_06_the_supervisor_is_killed_and_then_a_shard(place: Place, sy
         run.harm("0")
         end(other)
         assert run.end() == place.expected
-    until(system.well)
+    system.until_well()
     assert 0 <= run.paid_again <= run.bound(1)
     run.report("the supervisor is killed, and then a shard")
 

@@ -33,7 +33,7 @@ def test_guarantee_06_a_shard_stands_still_past_its_lease(place: Place, system: 
             until(lambda: {shard_of(owner) for owner in owners(place.store_url).values()} == {"shard:1"})
             known = run.segments_of(owner)
         assert run.end() == place.expected
-    until(system.well)
+    system.until_well()
     assert run.segments_of(owner) <= known
     assert "shard:1 took over 32 slots from shard:0, whose lease had ended" in run.notices(job_pb2.NOTICE_KIND_TAKEOVER)
     assert 0 <= run.paid_again <= run.bound(1)

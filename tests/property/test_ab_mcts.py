@@ -3,7 +3,7 @@
 from typing import get_args
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ramify.scheduler.engines.base import Finish
@@ -27,7 +27,6 @@ def policies(draw: st.DrawFn) -> AbMcts:
     )
 
 
-@settings(max_examples=200)
 @given(st.data(), policies())
 def test_equals_its_reference_from_the_root_to_the_end(data: st.DataObject, policy: AbMcts) -> None:
     def plain(tree: Tree, policy: AbMcts) -> PlainMoves:

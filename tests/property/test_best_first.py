@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ramify.scheduler.engines.base import Finish
@@ -29,7 +29,6 @@ def policies(draw: st.DrawFn) -> BestFirst:
     )
 
 
-@settings(max_examples=200)
 @given(st.data(), policies())
 def test_equals_its_reference_from_the_root_to_the_end(data: st.DataObject, policy: BestFirst) -> None:
     driver = Search(data, policy, plain_best_first)

@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ramify.scheduler.engines.base import Finish
@@ -57,7 +57,6 @@ class Counted(Search):
         )
 
 
-@settings(max_examples=200)
 @given(st.data(), policies())
 def test_equals_its_reference_from_the_root_to_the_end(data: st.DataObject, policy: Mcts) -> None:
     driver = Counted(data, policy, plain_mcts)

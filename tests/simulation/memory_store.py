@@ -14,7 +14,7 @@ from ramify.scheduler.commands import Commit, JobDelta, TreeResult
 from ramify.scheduler.forest.ids import tree_ids
 from ramify.scheduler.slots import SLOTS, SlotView
 from ramify.store import commits
-from ramify.store.archive import GRACE_MS, Swept
+from ramify.store.archive import EMPTY_JOBS_A_CALL, GRACE_MS, Swept
 from ramify.store.errors import Fenced
 from ramify.store.leases import FORGET_TTLS, Beat, Claim, Report, Wait, shard_of
 from ramify.store.ledger import Ledger
@@ -329,6 +329,13 @@ class MemoryStore:
 
     def archive(self, claim: Claim, ledger: Ledger, limit: int) -> int:
         """See `Work.archive`."""
+        for _ in range(EMPTY_JOBS_A_CALL):
+            if (moved := self._archive(claim, ledger, limit)) != 0:
+                return moved or 0
+        return 0
+
+    def _archive(self, claim: Claim, ledger: Ledger, limit: int) -> int | None:
+        """How many trees were moved; None: nothing was to be moved."""
         mine = ledger.known(claim.epochs)
         floors = ledger.floors(self.newest)
         ended = [
@@ -343,7 +350,7 @@ class MemoryStore:
         floors = np.minimum(floors, min(unsettled, default=floors.max()))
         rising = [number for number in mine if floors[number] > self.slots[number].floor]
         if not (boxed or left or rising):
-            return 0
+            return None
         self.check(claim, mine)
         for number in rising:
             self.slots[number].floor = int(floors[number])
@@ -355,7 +362,7 @@ class MemoryStore:
             trees -= {tree for tree, index in left.trees.items() if index in left.ended}
             left.leftovers |= {*mine}
         ledger.close(trees)
-        return len(trees)
+        return len(trees) if boxed or left else None
 
     def _cancelled(self, mine: Collection[int]) -> Job | None:
         late = self.clock() - GRACE_MS

@@ -22,7 +22,7 @@ from tests.simulation.store import steps_of
 from tests.simulation.world import ROUGH, Weather, Work, World, plan
 
 SLOW = Weather(delay_ms_max=30, batch_max=2)
-SEEDS = range(6)
+SEEDS = range(3)
 BEAMS = [name for name in RACES if name.startswith("beam")]
 
 
@@ -38,7 +38,7 @@ def test_every_tree_ends_and_nothing_committed_is_lost(name: str, weather: Weath
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_crash_at_any_commit_loses_nothing(name: str, when: str) -> None:
     commits = World(RACES[name], SLOW, seed=7).run().commits
-    for number in range(1, commits + 1):
+    for number in range(1 + (when == "after"), commits + 1, 2):
         world = World(RACES[name], replace(SLOW, crash_at=(number, when)), seed=7).run()
         world.check_ended()
         assert len(world.lives) == 2

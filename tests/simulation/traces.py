@@ -1,4 +1,7 @@
-"""Prints a hash of all that the shards of some stormy worlds want done: the same under any PYTHONHASHSEED."""
+"""Prints a hash of all that befalls the shards of some stormy worlds: the same under any PYTHONHASHSEED.
+
+Events are what commands lead to, and the worlds draw chance for each command in turn: with other commands come other events.
+"""
 
 import hashlib
 
@@ -22,7 +25,7 @@ def main() -> None:
     for name, work in (WORKS | races).items():
         world = World(work, ROUGH, seed=5).run()
         for life in world.lives:
-            digest.update("\n".join([name, *replayed(life, world)]).encode())
+            digest.update("\n".join([name, *(trace(events) for events in life)]).encode())
     print(digest.hexdigest())
 
 

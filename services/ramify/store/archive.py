@@ -30,6 +30,7 @@ from ramify.v1 import job_pb2
 GRACE_MS = 60_000  # a cancelled job is let alone so long: shards may still be writing what was in flight
 SEGMENTS_A_DELETE = 1000
 JOBS_A_SWEEP = 100
+EMPTY_JOBS_A_CALL = 100  # cancelled jobs without a step: there is nothing to move, and the next one is looked at
 INDEXES_A_STATEMENT = 1000  # databases bound the variables of a statement
 
 
@@ -55,9 +56,19 @@ class Box:
 
 async def archive(database: Database, clock: Clock, claim: Claim, ledger: Ledger, limit: int) -> int:
     """See `Work.archive`."""
+    for _ in range(EMPTY_JOBS_A_CALL):
+        boxes = await _archive(database, clock, claim, ledger, limit)
+        moved = sum(len(box.trees) for box in boxes)
+        if moved or not boxes:
+            return moved
+    return 0
+
+
+async def _archive(database: Database, clock: Clock, claim: Claim, ledger: Ledger, limit: int) -> list[Box]:
+    """Archive what has ended, of one cancelled job at most, and free what no open tree needs; what was written."""
     mine = ledger.known(claim.epochs)
     if not mine:
-        return 0
+        return []
     async with database.read() as connection:
         newest = await _newest(connection)
     # In this order. Of a tree that is not open in the ledger now, and did not end before, the first segment is yet to come: it
@@ -67,7 +78,7 @@ async def archive(database: Database, clock: Clock, claim: Claim, ledger: Ledger
         boxes = await _ended(connection, mine, limit) or await _cancelled(connection, await clock(connection), mine)
         rising = await _rising(connection, mine, floors)
     if not boxes and not rising:
-        return 0
+        return []
     async with database.write() as connection:
         await check(connection, claim, mine, Hold.SHARED)
         for box in boxes:
@@ -76,7 +87,7 @@ async def archive(database: Database, clock: Clock, claim: Claim, ledger: Ledger
             floor = case(rising, value=slots.c.slot)
             await connection.execute(update(slots).where(slots.c.slot.in_([*rising])).values(floor=floor))
     ledger.close([tree for box in boxes for tree in box.trees])
-    return sum(len(box.trees) for box in boxes)
+    return boxes
 
 
 async def _newest(connection: AsyncConnection) -> int:

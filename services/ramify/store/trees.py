@@ -17,6 +17,8 @@ from ramify.store.errors import Damaged
 from ramify.store.reading import Reader, Trees, Voids, all_of
 from ramify.store.schema import archives, jobs, voids
 
+TREES_TOLD = 10_000  # of a segment that can't tell its trees any of so many may have lost steps: each is told
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -57,7 +59,10 @@ async def read_segments(connection: AsyncConnection, first: int, last: int | Non
     for segment, reason in sorted(reader.damages.items()):
         unknown = segment in reader.unknown
         verb = "may be lost" if unknown else "are lost"
-        for tree in (void.less(segment, wanted) if unknown else of[segment]).tolist():
+        trees = void.less(segment, wanted) if unknown else of[segment]
+        if len(trees) > TREES_TOLD:  # of whole jobs: those that have other steps, for the rest most likely never had one
+            trees = np.intersect1d(trees, nodes.tree_id)
+        for tree in trees.tolist():
             damage[tree].append(f"segment {segment} is damaged ({reason}): steps that it held {verb}")
     return Found(await asyncio.to_thread(codec.rooted, nodes), {tree: "; ".join(told) for tree, told in damage.items()})
 

@@ -212,6 +212,18 @@ async def test_a_cancelled_job_is_kept_until_its_steps_are_archived(store: Store
     assert await store.work.sweep(HOUR_MS) == Swept(segments=2, jobs=1)
 
 
+async def test_cancelled_jobs_without_steps_hold_up_nothing(store: Store) -> None:
+    empty, full = [await store.submit(1, name) for name in ("empty", "full")]
+    claim = await take(store.work)
+    await store.work.commit(claim, commit(1, delta(empty, steps=0), delta(full, steps=0)), {})
+    await grow(store, claim, full, [0], 2, start=2)
+    for job in (empty, full):
+        await store.cancel(job.job_id)
+    store.advance(2 * HOUR_MS)
+    assert await archive_all(store.work, claim) == [1]
+    assert (await store.work.sweep(HOUR_MS)).jobs == 2
+
+
 async def test_an_idle_shard_does_not_hold_up_the_others(store: Store) -> None:
     job = await store.submit(300, "request")
     idle, work = store.other_work(), store.work

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
@@ -80,7 +80,7 @@ async def spoil(database: Database, grown: Grown, place: tuple[str, int, str, fl
     async with database.write() as connection:
         for body in (await connection.scalars(select(table.c[column]).where(table.c.segment_id == segment))).all():
             at = int(share * len(body))
-            other = body[:at] if how == CUT else body[:at] + bytes([body[at] ^ 0x40]) + body[at + 1 :]
+            other = body[:at] if how == CUT or not body else body[:at] + bytes([body[at] ^ 0x40]) + body[at + 1 :]
             await connection.execute(
                 table.update().where(table.c.segment_id == segment, table.c[column] == body).values({column: other})
             )
@@ -140,7 +140,7 @@ def runner() -> Iterator[asyncio.Runner]:
 def test_damage_anywhere(store_url: str, runner: asyncio.Runner) -> None:
     database, numbers = Database(store_url), iter(range(1_000_000))
 
-    @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=15)
     @given(flushes, st.lists(places, min_size=1, max_size=3))
     def one(found: list[tuple[set[int], set[int]]], spoilt: Any) -> None:
         async def main() -> None:

@@ -157,7 +157,8 @@ class Pairs:
             pool, asked = await self._ready(), None
             try:
                 asked = pool.schedule(ask, args=(rule, tolerance, a, b, self._pair_s), timeout=self._kill_s)
-                return Said(*await asyncio.wait_for(asyncio.wrap_future(asked), self._give_up_s))
+                async with asyncio.timeout(self._give_up_s):
+                    return Said(*await asyncio.wrap_future(asked))
             except (ProcessExpired, TimeoutError) as found:
                 if asked is None or not asked.cancelled():  # else it was not the pool that gave up
                     return Said(False, f"its worker died, or was killed after {self._pair_s} s: {found}", died=True)

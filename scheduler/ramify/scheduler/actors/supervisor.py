@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+import tenacity
 
 from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, SystemConfig
 from ramify.scheduler.actors.engine_actor import RayEngine, start_engine
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 WATCH_S = 0.5  # between two looks at a shard
 ANSWER_S = 10.0  # in which a shard says that it is there; it may stand still, and others are looked after meanwhile
 STATUS_S = 2.0  # in which it says how it stands
+RESUME_S_MAX = 5.0  # between two tries to find what a predecessor has started
 LEAVE_S = 0.5  # for its answer to a drain to arrive
 
 
@@ -57,8 +59,11 @@ class Supervisor:
         await database.close()
         await self.scale(self._config.shards)
 
+    @tenacity.retry(
+        wait=tenacity.wait_random_exponential(max=RESUME_S_MAX), before_sleep=tenacity.before_sleep_log(log, logging.ERROR)
+    )
     async def resume(self) -> None:
-        """Look after what its predecessor has started."""
+        """Look after what its predecessor has started; nobody else does, so it is tried until it succeeds."""
         self._engines = [start_engine(config) for config in self._config.engines]
         actors: Any = ray.util.list_named_actors(all_namespaces=True)
         there = {actor["name"] for actor in actors if actor["namespace"] == NAMESPACE}

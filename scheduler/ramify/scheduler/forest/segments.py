@@ -15,12 +15,14 @@ Mask = NDArray[np.bool_]
 
 def segment_starts(segment: Rows) -> NDArray[np.int64]:
     """`[S]` position of the first entry of each of the S segments."""
-    return np.flatnonzero(np.diff(segment, prepend=-1))
+    first = np.ones(len(segment), np.bool_)
+    np.not_equal(segment[1:], segment[:-1], out=first[1:])
+    return np.flatnonzero(first)
 
 
 def segment_lengths(segment: Rows) -> NDArray[np.int64]:
     """`[S]` number of entries of each of the S segments."""
-    return np.diff(segment_starts(segment), append=len(segment))
+    return np.diff(np.concatenate((segment_starts(segment), [len(segment)])))
 
 
 def position_in_segment(segment: Rows) -> Rows:
