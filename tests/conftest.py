@@ -18,6 +18,7 @@ settings.load_profile("ramify")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 
+@pytest.hookimpl(tryfirst=True)  # before those of the plugin that reads the mark
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of whole systems mostly wait: one worker has them all, and starts with them, while others compute."""
     for item in items:

@@ -11,7 +11,7 @@ from ramify.v1 import job_pb2
 from tests.e2e.conftest import Up
 from tests.e2e.test_system import KNOBS, run_job, trees
 
-COUNT = 30
+COUNT = 16
 
 
 def test_a_job_goes_on_after_every_process_was_killed(tmp_path: Path, puzzles: list[str]) -> None:
@@ -52,7 +52,7 @@ IN_FAULTS = pytest.mark.faults  # tests/faults does it too, with engines that ar
 )
 def test_a_job_goes_on_after_one_process_was_killed(up: Up, puzzles: list[str], victim: str) -> None:
     """SIGKILL of one part in the middle of a job: it comes back by itself, and the trees are those of an undisturbed run."""
-    count = 20
+    count = 12
     with Client(up.address) as client:
         undisturbed = run_job(client, puzzles[:count], seed=3)
         job = client.submit(puzzles[:count], **KNOBS, seed=3)  # type: ignore[arg-type]
@@ -115,7 +115,7 @@ def test_ctrl_c_in_the_middle_of_a_job_loses_nothing(tmp_path: Path, puzzles: li
     first = Up(tmp_path)
     with Client(first.address) as client:
         job = client.submit(puzzles[:COUNT], **KNOBS)  # type: ignore[arg-type]
-        next(event for event in client.watch(job.job_id) if event.progress.steps > 250)
+        next(event for event in client.watch(job.job_id) if event.progress.steps > 150)
     code, left = first.stop(signal.SIGINT)
     assert (code, left) == (0, [])
 

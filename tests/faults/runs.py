@@ -34,7 +34,7 @@ KNOBS: dict[str, Any] = {
     "seed": 11,
 }
 FIGURES = "RAMIFY_FAULTS_FIGURES"  # names a file to which figures are added, a line of JSON each
-LOOK_S = 0.03
+LOOK_S = 0.2
 END_S = 120.0  # in which a job ends, whatever happens
 SEGMENTS = "SELECT segment_id, owner, created_ms, trees FROM segments"
 RECONNECT_S = 60.0
@@ -59,6 +59,10 @@ class Outcome:
     def without(self, problem: int) -> list[list[bytes]]:
         """Trees and results of all problems but one."""
         return [[each for index, each in enumerate(of) if index != problem] for of in (self.trees, self.results)]
+
+    def first(self, count: int) -> tuple[tuple[bytes, ...], ...]:
+        """Trees and results of the first problems: they are those of a job that asks no more."""
+        return self.trees[:count], self.results[:count]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ def replayed(events: list[list[Event]], world: World) -> list[str]:
 def main() -> None:
     digest = hashlib.sha256()
     races = {f"{name} without a barrier": work for name, work in RACES.items()}
-    for name, work in (WORKS | races).items():
+    for name, work in [*(WORKS | races).items()][::2]:
         world = World(work, ROUGH, seed=5).run()
         for life in world.lives:
             digest.update("\n".join([name, *(trace(events) for events in life)]).encode())

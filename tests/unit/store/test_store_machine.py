@@ -15,7 +15,7 @@ from tests.unit.store.machine import StoreMachine
 from tests.unit.store.stores import MEMORY, SqlStore, Store
 
 EXAMPLES = settings(
-    max_examples=25,
+    max_examples=15,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -42,7 +42,8 @@ from ramify.store.work import Wait, Work
 log = logging.getLogger(__name__)
 
 CYCLE_S = 0.02  # time passes for the shard at least this often
-ADMIT_S = 0.05  # between two looks for new jobs, where nobody tells of them
+ADMIT_S = 0.05  # between two looks for problems that wait, while a job is open
+IDLE_S = 0.2  # else, where nobody tells of new jobs: a look costs a query
 LOAD_MIN = 256  # live chains of a slot below which it is not worth moving for its load
 DRAIN_SLOTS = 8  # given up at once in a drain: if that is cut short, some are handed over
 
@@ -288,7 +289,7 @@ class Shell:
                         trees = tree_ids(job.job_id, np.arange(job.problems_total))
                         self._journal.forget(trees)
                         self._forget(partial(np.isin, test_elements=trees))
-                await self._listener.wait(ADMIT_S)
+                await self._listener.wait(ADMIT_S if self._admission.jobs else IDLE_S)
 
     # --- slots ------------------------------------------------------------------------------------------------------
 
