@@ -1,6 +1,7 @@
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,12 +19,16 @@ settings.load_profile("ramify")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 
-@pytest.hookimpl(tryfirst=True)  # before those of the plugin that reads the mark
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Tests of whole systems mostly wait: one worker has them all, and starts with them, while others compute."""
-    for item in items:
-        if item.path.relative_to(item.config.rootpath).parts[1] in ("e2e", "faults"):
-            item.add_marker(pytest.mark.xdist_group("systems"))
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    class Systems(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "systems" if nodeid.startswith(("tests/e2e/", "tests/faults/")) else nodeid
+
+    return Systems(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -102,7 +102,7 @@ def test_a_restored_shard_equals_a_replayed_one(name: str) -> None:
     saved, seed = 0, 0 if name in WORKS else 1
     limits = ShardLimits(flush_ms=FLUSH_MS, snapshot_steps_min=2)
     commits = World(EVERY[name], SLOW, seed, limits=limits).run().commits
-    for number in range(2, commits + 1, 2):
+    for number in range(2, commits + 1, 2 if name in WORKS else 1):
         world = World(EVERY[name], replace(SLOW, crash_at=(number, "before")), seed, limits=limits)
         while len(world.lives) == 1:
             world.turn()
