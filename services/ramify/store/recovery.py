@@ -286,11 +286,15 @@ def _put_together(
         gone = [tree for tree, segment in ends.items() if segment <= piece.segment_id]
         known.append(codec.without_trees(piece.nodes, piece.scores, np.array(gone, np.uint64)))
     late = pa.concat_tables([scores for _, scores in known]) if known else codec.NO_SCORES
-    scored = [codec.column(late, name) for name in ("tree_id", "node_id", "score")]
+    by_slot = np.argsort(slot_of(codec.column(late, "tree_id")), kind="stable")  # the last score of a step stays the last
+    scored = [codec.column(late, name)[by_slot] for name in ("tree_id", "node_id", "score")]
+    starts = np.searchsorted(slot_of(scored[0]), np.arange(SLOTS + 1))
     parts = defaultdict[str, list[Part]](list)
     for stored in tail.snapshots:
         for job_id, part in stored.parts.items():
             here = np.isin(part.trees["tree_id"], opened.tree_id)
             if here.any():
-                parts[job_id].append(with_scores(some_trees(part, here), *scored))
+                slot = int(slot_of(part.trees["tree_id"][:1])[0])
+                mine = (column[starts[slot] : starts[slot + 1]] for column in scored)
+                parts[job_id].append(with_scores(some_trees(part, here), *mine))
     return codec.decode(known), dict(parts)

@@ -140,7 +140,10 @@ def decode(found: Iterable[tuple[pa.Table, pa.Table]]) -> NodeRows:
 def of_trees(nodes: pa.Table, scores: pa.Table, wanted: NDArray[np.uint64]) -> tuple[pa.Table, pa.Table]:
     """One segment's steps and scores, cut to those of the trees `wanted` `[T]`."""
     keep = pa.array(wanted)
-    steps, later = (table.filter(pc.is_in(table["tree_id"], value_set=keep)) for table in (nodes, scores))
+    here = [pc.is_in(table["tree_id"], value_set=keep) for table in (nodes, scores)]
+    steps, later = (
+        table if pc.all(mask).as_py() else table.filter(mask) for table, mask in zip((nodes, scores), here, strict=True)
+    )
     return steps, later
 
 

@@ -52,6 +52,7 @@ class Recovery:
         self._work, self._admission, self._journal, self._first_segment = work, admission, journal, first_segment
         self._post, self._turned, self._settled, self._sleep = post, turned, settled, sleep
         self._claims: asyncio.Queue[Claim] = asyncio.Queue()
+        self.reading = False  # which needs the interpreter, and nobody else works on these slots meanwhile
 
     def add(self, claim: Claim) -> None:
         """Slots have come."""
@@ -67,10 +68,11 @@ class Recovery:
             await self._bring(await self._claims.get())
 
     async def _bring(self, claim: Claim) -> None:
-        began_s = time.monotonic()
+        began_s, self.reading = time.monotonic(), True
         recovered = await again("recovery", lambda: self._work.recover(claim), sleep=self._sleep)
         jobs = {job.job_id: job for job in await again("recovery", self._work.open_jobs, sleep=self._sleep)}
         told = await asyncio.to_thread(Told, recovered.steps)
+        self.reading = False
         # Before the first tree: what it then wants sampled may be in there.
         self._journal.extend(told)
         self._first_segment |= recovered.first_segment

@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 CYCLE_S = 0.02  # time passes for the shard at least this often
 ADMIT_S = 0.05  # between two looks for problems that wait, while a job is open
+STAND_BACK = 3  # times as long as a turn has taken, while slots are coming back
+STAND_BACK_S_MAX = 0.25
 IDLE_S = 0.2  # else, where nobody tells of new jobs: a look costs a query
 LOAD_MIN = 256  # live chains of a slot below which it is not worth moving for its load
 DRAIN_SLOTS = 8  # given up at once in a drain: if that is cut short, some are handed over
@@ -180,7 +182,10 @@ class Shell:
         self._tasks = [asyncio.create_task(work) for work in self._works()]
         try:
             while self._draining is None or not self._draining.done():
+                began_s = self._now_s()
                 await self._turn()
+                if self._recovery.reading:  # a busy shard must not starve it
+                    await self._sleep(min(STAND_BACK * (self._now_s() - began_s), STAND_BACK_S_MAX))
             self._draining.result()
         finally:
             await end(*self._tasks, self._commit, self._draining)
