@@ -12,7 +12,6 @@ from ramify.scheduler.forest import segments
 from ramify.scheduler.forest.ids import mix64, mix64_int, root_ids, tree_ids
 from ramify.scheduler.forest.segments import count_before, total_in_segment
 from ramify.scheduler.forest.table import Arena, Table, ranges
-from ramify.scheduler.placement import rendezvous
 from tests.property.forests import SCORES, i32, same_score
 from tests.property.reference import shares
 
@@ -147,18 +146,6 @@ def test_an_arena_gives_back_what_was_put_in(runs: list[list[int]]) -> None:
     packed, moved = arena.repack(starts[1:], counts[1:])
     assert packed.take(moved, counts[1:]).tolist() == [byte for run in runs[1:] for byte in run]
     assert packed.size == sum(len(run) for run in runs[1:])
-
-
-@given(st.lists(U64, min_size=1, max_size=20, unique=True), st.lists(U64, min_size=2, max_size=6, unique=True))
-def test_a_lost_engine_moves_its_own_keys_alone(keys: list[int], engines: list[int]) -> None:
-    before = [engines[at] for at in rendezvous(np.array(keys, np.uint64), np.array(engines, np.uint64)).tolist()]
-    after = [engines[1:][at] for at in rendezvous(np.array(keys, np.uint64), np.array(engines[1:], np.uint64)).tolist()]
-    assert all(old == new for old, new in zip(before, after, strict=True) if old != engines[0])
-
-
-def test_engines_share_keys_about_evenly() -> None:
-    at = rendezvous(np.arange(4000, dtype=np.uint64), np.arange(4, dtype=np.uint64))
-    assert min(np.bincount(at, minlength=4).tolist()) > 850
 
 
 def test_same_score_knows_nan() -> None:

@@ -1,19 +1,58 @@
 """Which engine a tree's steps go to."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ramify.scheduler.forest.ids import mix64
 
+SLACK = 0.25  # by which an engine's load may exceed its fair part before keys go elsewhere
 
-def rendezvous(keys: NDArray[np.uint64], engines: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Place keys on engines so that a lost engine moves only its own keys (Thaler and Ravishankar 1998).
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """E engines to choose from, at least one."""
+
+    key: NDArray[np.uint64]  # [E] their ids
+    slots: NDArray[np.int64]  # [E] sequences that each runs at once, one at least
+    load: NDArray[np.int64]  # [E] steps that each has, waiting and under way
+
+
+def place(keys: NDArray[np.uint64], count: NDArray[np.int64], fleet: Fleet, slack: float = SLACK) -> NDArray[np.int64]:
+    """Place keys on engines by rendezvous hashing with bounded loads.
+
+    A key belongs to the engine that has the highest hash of both, so that a tree's steps meet the cache that its earlier steps
+    have warmed, and a lost engine moves its own keys alone (Thaler and Ravishankar 1998). An engine whose load has come to
+    `1 + slack` times its fair part takes no more: a key then belongs to the engine of the next highest hash, and to the first
+    again as soon as that has room (the bound of Mirrokni, Thorup and Zadimoghaddam 2018, arXiv:1608.01350, section 2). Of the
+    keys that want an engine those of the highest hashes stay, so that they are the same ones each time. No engine's bound is
+    less than its slots: few steps are not scattered for the sake of evenness.
 
     Args:
-        keys: `[K]` what is placed, e.g. tree ids: a tree's steps meet the cache that its earlier steps have warmed.
-        engines: `[E]` ids of the engines to choose from, at least one.
+        keys: `[K]` what is placed, each once, e.g. tree ids. A key is not divided: the last that an engine takes may exceed its
+            bound.
+        count: `[K]` steps that each key stands for.
+        fleet: engines.
+        slack: at least 0.
 
     Returns:
-        `[K]` index of each key's engine: the one with the highest hash of both.
+        `[K]` index of each key's engine.
     """
-    return np.asarray(np.argmax(mix64(keys[:, None], engines[None, :]), axis=1))
+    score = mix64(keys[:, None], fleet.key[None, :])
+    best = np.argsort(~score, axis=1, kind="stable")
+    total = int(fleet.load.sum() + count.sum())
+    room = np.maximum((1 + slack) * total * fleet.slots / fleet.slots.sum(), fleet.slots) - fleet.load
+    at, left = best[:, 0].copy(), np.arange(len(keys))
+    for choice in range(len(fleet.key)):  # the rooms add up to more than is to be placed: each key finds one
+        wanted, over = best[left, choice], []
+        for engine in np.flatnonzero(np.bincount(wanted)).tolist():
+            mine = left[wanted == engine]
+            mine = mine[np.argsort(~score[mine, engine], kind="stable")]
+            before = np.cumsum(count[mine]) - count[mine]
+            fits = before < room[engine]
+            at[mine[fits]] = engine
+            room[engine] -= count[mine[fits]].sum()
+            over.append(mine[~fits])
+        left = np.concatenate([np.empty(0, np.int64), *over])
+    return at

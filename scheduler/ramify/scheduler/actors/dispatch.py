@@ -8,20 +8,19 @@ import asyncio
 import logging
 import random
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.scheduler.actors.lanes import Call, EngineHandle, Lane, Rows, Stuck, names, told
+from ramify.scheduler.actors.lanes import Call, EngineHandle, Lane, Queue, Rows, Stuck, names, told
 from ramify.scheduler.actors.quarantine import Quarantine
 from ramify.scheduler.commands import Generate, Withdraw
 from ramify.scheduler.engines.base import ModelInfo
 from ramify.scheduler.events import Event
 from ramify.scheduler.forest.ids import job_key
 from ramify.scheduler.journal import without
-from ramify.scheduler.placement import rendezvous
+from ramify.scheduler.placement import Fleet, place
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +29,7 @@ TRIES_MAX = 5  # see `ShardLimits`
 PROBE_S = 0.25  # from one look at an engine that is away to the next; twice as long after each
 PROBE_S_MAX = 8.0
 ANSWER_S = 30.0  # an engine that says nothing for so long is asked whether it is there, and must answer in as much again
+EVEN_S = 0.1  # between two tries to have an idle engine do what waits for another
 LOOK_S = 5.0  # between two looks for such engines
 
 
@@ -45,15 +45,17 @@ class Dispatcher:
         tries_max: int = TRIES_MAX,
         now_s: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        place: Callable[[NDArray[np.uint64], NDArray[np.int64], Fleet], NDArray[np.int64]] = place,
     ) -> None:
-        """Hand events to `post`; nothing is sent before `begin`."""
+        """Hand events to `post`; nothing is sent before `begin`. Measurements have another `place`."""
         self._lanes = [Lane(engine, job_key(engine.name)) for engine in engines]
         self._speculative_max = speculative_max
-        self._post, self._now_s, self._sleep = post, now_s, sleep
+        self._post, self._now_s, self._sleep, self._choose = post, now_s, sleep, place
         self._quarantine = Quarantine(tries_max)
         self._tasks: set[asyncio.Task[None]] = set()  # calls, and what looks after engines
-        self._homeless: deque[Generate] = deque()  # while no engine with the model is alive
+        self._homeless = Queue()  # while no engine with the model is alive
         self._homeless_since: dict[str, float] = {}  # by job
+        self._evened_s = -EVEN_S  # when what waits was placed anew
         self._changed = False  # an engine has come or gone since the homeless were looked at
         self._speculating = 0  # speculative steps that are under way, on all engines
         self._guesses: dict[int, None] = {}  # their names, as long as their call is under way
@@ -120,7 +122,8 @@ class Dispatcher:
             self._homeless.append(command)
             self._homeless_since.setdefault(command.plan.job_id, self._now_s())
             return
-        at = rendezvous(command.tree_id, np.array([lane.key for lane in lanes], np.uint64))
+        trees, tree, count = np.unique(command.tree_id, return_inverse=True, return_counts=True)
+        at = self._choose(trees, count, fleet(lanes))[tree]
         for index in np.unique(at).tolist():
             mine = command if len(lanes) == 1 else without(command, at != index)
             suspect = mine.attempt > 0
@@ -137,7 +140,7 @@ class Dispatcher:
         for dropped in self._drop(queues, command):
             self._post(Rows.of([dropped]).lost(np.arange(len(dropped.hint)), "withdrawn"))
 
-    def _drop(self, queues: Sequence[deque[Generate]], wanted: Generate | Withdraw) -> list[Generate]:
+    def _drop(self, queues: Sequence[Queue], wanted: Generate | Withdraw) -> list[Generate]:
         """Take the steps that `wanted` names out of some queues; what was found there."""
         found: list[Generate] = []
         if not any(queues):
@@ -155,10 +158,11 @@ class Dispatcher:
 
     def pump(self) -> None:
         """Send as much as credits allow."""
-        if self._changed:
-            self._changed = False
-            for _ in range(len(self._homeless)):
-                self._place(self._homeless.popleft())
+        if self._changed or self._uneven():
+            self._changed, self._evened_s = False, self._now_s()
+            waiting = [command for lane in self._lanes for queue in (lane.waiting, lane.speculative) for command in queue.drain()]
+            for command in (*self._homeless.drain(), *waiting):
+                self._place(command)
             still = {command.plan.job_id for command in self._homeless}
             self._homeless_since = {job_id: since_s for job_id, since_s in self._homeless_since.items() if job_id in still}
         lanes = [lane for lane in self._lanes if lane.alive and not self._tries_suspects(lane)]
@@ -167,6 +171,15 @@ class Dispatcher:
         for lane in lanes:
             if not lane.waiting:
                 self._send(lane, lane.speculative, min(lane.credits - lane.queued, self._speculative_max - self._speculating))
+
+    def _uneven(self) -> bool:
+        """Whether an engine has nothing while more waits for another of the same model than that runs at once."""
+        if self._now_s() - self._evened_s < EVEN_S:  # it may not be to be mended: a tree stays together
+            return False
+        idle = {lane.info.name for lane in self._lanes if lane.alive and lane.info and not lane.load}
+        return any(
+            lane.alive and lane.info and lane.info.name in idle and lane.waiting.steps > lane.slots for lane in self._lanes
+        )
 
     def _tries_suspects(self, lane: Lane) -> bool:
         """Whether an engine is kept for suspects; once it has nothing else to do, their next group is sent."""
@@ -178,7 +191,7 @@ class Dispatcher:
             self._call(lane, self._quarantine.take(lane.suspects, lane.slots), alone=True)
         return True
 
-    def _send(self, lane: Lane, queue: deque[Generate], most: int) -> None:
+    def _send(self, lane: Lane, queue: Queue, most: int) -> None:
         """Send up to `most` steps of a lane's queue, in one call."""
         found: list[Generate] = []
         while queue and most > 0:
@@ -258,10 +271,9 @@ class Dispatcher:
         )
         lane.alive, lane.reason = False, reason
         for queue in lane.queues:
-            for command in queue:
+            for command in queue.drain():
                 self._homeless.append(command)
                 self._homeless_since.setdefault(command.plan.job_id, self._now_s())
-            queue.clear()
         self._changed = True
         self._start(self._await_return(lane))
 
@@ -301,3 +313,12 @@ class Dispatcher:
                 task.cancel()
         else:
             lane.heard_s = self._now_s()
+
+
+def fleet(lanes: Sequence[Lane]) -> Fleet:
+    """Engines as placement sees them."""
+    return Fleet(
+        key=np.array([lane.key for lane in lanes], np.uint64),
+        slots=np.array([lane.slots for lane in lanes], np.int64),
+        load=np.array([lane.load for lane in lanes], np.int64),
+    )

@@ -132,6 +132,32 @@ class Call:
         )
 
 
+class Queue(deque[Generate]):
+    """Commands that wait; knows how many steps they ask for."""
+
+    steps = 0
+
+    def append(self, command: Generate) -> None:
+        """Put a command last."""
+        self.steps += len(command.hint)
+        super().append(command)
+
+    def appendleft(self, command: Generate) -> None:
+        """Put a command first."""
+        self.steps += len(command.hint)
+        super().appendleft(command)
+
+    def popleft(self) -> Generate:
+        """Take the first command out."""
+        command = super().popleft()
+        self.steps -= len(command.hint)
+        return command
+
+    def drain(self) -> list[Generate]:
+        """Take all out."""
+        return [self.popleft() for _ in range(len(self))]
+
+
 @dataclass(slots=True, eq=False)
 class Lane:
     """An engine and what is on its way to it."""
@@ -141,9 +167,9 @@ class Lane:
     info: ModelInfo | None = None  # None: it has never answered
     alive: bool = False
     reason: str = "it has not answered yet"  # why it is not alive
-    waiting: deque[Generate] = field(default_factory=deque)
-    speculative: deque[Generate] = field(default_factory=deque)  # sent when nothing else waits
-    suspects: deque[Generate] = field(default_factory=deque)  # were lost before: they may be what the engine dies of
+    waiting: Queue = field(default_factory=Queue)
+    speculative: Queue = field(default_factory=Queue)  # sent when nothing else waits
+    suspects: Queue = field(default_factory=Queue)  # were lost before: they may be what the engine dies of
     under_way: int = 0  # steps
     heard_s: float = 0.0  # when it last said something
     calls: dict[asyncio.Task[None], Call] = field(default_factory=dict)
@@ -164,9 +190,14 @@ class Lane:
         return (QUEUE_FACTOR - 1) * self.slots
 
     @property
-    def queues(self) -> list[deque[Generate]]:
+    def queues(self) -> list[Queue]:
         """All that has not been sent."""
         return [self.waiting, self.speculative, self.suspects]
+
+    @property
+    def load(self) -> int:
+        """Steps that it has, waiting and under way."""
+        return self.under_way + sum(queue.steps for queue in self.queues)
 
     def serves(self, model: str) -> bool:
         """Whether it has a model: its name, or name@revision."""

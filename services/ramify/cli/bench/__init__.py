@@ -7,6 +7,7 @@ from ramify.cli.bench.durable import durable
 from ramify.cli.bench.latency import latency
 from ramify.cli.bench.quality import quality
 from ramify.cli.bench.recovery import recovery
+from ramify.cli.bench.utilization import utilization
 from ramify.cli.bench.verifier import verifier
 
 app = typer.Typer(help="Measure. Each command prints one JSON object on its last line.", no_args_is_help=True)
@@ -16,3 +17,4 @@ app.command()(latency)
 app.command()(verifier)
 app.command()(durable)
 app.command()(recovery)
+app.command()(utilization)

@@ -1,0 +1,219 @@
+"""`ramify bench utilization`: how busy a fleet is, and how often a step meets the cache that its chain has warmed.
+
+A shard and its dispatcher, as they are, and simulated engines, on a virtual clock: nothing waits, and a run comes out the same
+each time. The ideal schedule has every slot in use from the first step to the last, and prefills each prompt once; the best hit
+rate is that of one cache without bound.
+"""
+
+import asyncio
+import json
+import selectors
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.table import Table
+
+from ramify.cli.output import make_console
+from ramify.scheduler.actors.dispatch import Dispatcher
+from ramify.scheduler.commands import Check, Command, Commit, Generate, Score, Withdraw
+from ramify.scheduler.engines.base import EngineStats, ModelInfo, StepBatch, StepParams, StepResults
+from ramify.scheduler.engines.simulated import SimulatedEngine, SimulatedParams
+from ramify.scheduler.events import AnswersChecked, Committed, Event, StepsScored, Tick, TreesAdmitted
+from ramify.scheduler.forest.ids import mix64, root_ids, tree_ids, uniforms
+from ramify.scheduler.placement import Fleet, place
+from ramify.scheduler.plan import JobPlan, Verdict
+from ramify.scheduler.policies.knobs import Knobs, Value
+from ramify.scheduler.shard import Shard
+
+VERIFY_S = 0.03  # one call of the verifier
+CYCLE_S = 0.02  # time passes for the shard at least this often
+PROMPT_TOKENS = 400  # of a problem, with instructions
+ALGORITHMS: dict[str, dict[str, Value]] = {
+    "beam": {"policy": "beam", "n": 16, "keep": 4, "max_steps": 8, "max_step_tokens": 64},
+    "mcts": {"policy": "mcts", "iterations": 32, "branch": 4, "parallel": 8, "max_steps": 8, "max_step_tokens": 64},
+}
+
+Place = Callable[[NDArray[np.uint64], NDArray[np.int64], Fleet], NDArray[np.int64]]
+
+
+class VirtualSelector(selectors.DefaultSelector):
+    """Does not wait: time goes on instead."""
+
+    now_s = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """What is ready now."""
+        found = super().select(0)
+        if not found and timeout is None:
+            raise RuntimeError("nothing will ever happen any more")
+        self.now_s += 0.0 if found else max(0.0, timeout or 0.0)
+        return found
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop on a virtual clock."""
+
+    def __init__(self) -> None:
+        self._clock = VirtualSelector()
+        super().__init__(self._clock)
+
+    def time(self) -> float:
+        """Seconds since the loop was made."""
+        return self._clock.now_s
+
+
+class Here:
+    """An engine in this process, as a dispatcher sees it."""
+
+    def __init__(self, name: str, params: SimulatedParams) -> None:
+        self.name, self.engine = name, SimulatedEngine(params)
+
+    async def describe(self) -> ModelInfo:
+        """What its model is."""
+        return self.engine.info
+
+    async def generate(self, batch: StepBatch, *, alone: bool = False) -> AsyncIterator[StepResults]:
+        """See `EngineHandle.generate`; nobody is ever alone here."""
+        async for results in self.engine.generate(batch):
+            yield results
+
+
+@dataclass(slots=True)
+class Drive:
+    """A job on a fleet."""
+
+    engines: list[Here]
+    choose: Place
+    knobs: Knobs
+    shard: Shard = field(default_factory=Shard)
+    inbox: list[Event] = field(default_factory=list)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    chains: int = 0  # that steps were asked for, each of them once a command
+
+    def post(self, event: Event) -> None:
+        """Hand the shard an event."""
+        self.inbox.append(event)
+        self.wake.set()
+
+    async def run(self, problems: int, seed: int) -> float:
+        """Grow all trees to their end; seconds that it took."""
+        loop = asyncio.get_running_loop()
+        dispatcher = Dispatcher(self.engines, self.post, now_s=loop.time, place=self.choose)
+        dispatcher.begin()
+        await asyncio.sleep(1)  # until all engines are found
+        began_s = loop.time()
+        self.post(self._admitted(problems, seed))
+        while True:
+            try:
+                async with asyncio.timeout(CYCLE_S):
+                    await self.wake.wait()
+            except TimeoutError:
+                pass
+            self.wake.clear()
+            events, self.inbox = [*self.inbox, Tick(int(1000 * loop.time()))], []
+            for command in self.shard.handle(events):
+                self._carry_out(command, dispatcher)
+            dispatcher.pump()
+            if not self.shard.live_trees and not self.inbox:
+                break
+        ended_s = loop.time()
+        await dispatcher.close()
+        for each in self.engines:
+            await each.engine.close()
+        return ended_s - began_s
+
+    def _admitted(self, problems: int, seed: int) -> TreesAdmitted:
+        knobs = self.knobs
+        params = StepParams(knobs["temperature"], knobs["top_p"], knobs["max_step_tokens"], "\n")
+        plan = JobPlan("bench", knobs.build(), params, "simulated", "v", "", aggregate=knobs["aggregate"])
+        number = np.arange(problems)
+        tokens = (mix64(np.arange(problems * PROMPT_TOKENS, dtype=np.uint64), np.uint64(0)) % np.uint64(256)).astype(np.int32)
+        text = np.frombuffer(b"?" * problems, np.uint8)
+        counts = np.full(problems, PROMPT_TOKENS, np.int32), np.ones(problems, np.int32)
+        return TreesAdmitted(plan, tree_ids("bench", number), number, root_ids(seed, number), tokens, counts[0], text, counts[1])
+
+    def _carry_out(self, command: Command, dispatcher: Dispatcher) -> None:
+        loop = asyncio.get_running_loop()
+        match command:
+            case Generate():
+                self.chains += len(command.offsets) - 1
+                dispatcher.add(command)
+            case Withdraw():
+                dispatcher.withdraw(command)
+            case Score():
+                named = command.chains
+                scores = np.repeat(uniforms(named.node_id, 7), named.length).astype(np.float32)
+                event = StepsScored(named.hint, named.tree_id, named.node_id, scores, named.length)
+                loop.call_later(VERIFY_S, self.post, event)
+            case Check():
+                named = command.chains
+                self.post(AnswersChecked(named.tree_id, np.full(len(named.tree_id), Verdict.UNKNOWN, np.uint8)))
+            case Commit():
+                self.post(Committed(command.sequence))
+            case _:
+                raise NotImplementedError(command)
+
+
+def scattered(keys: NDArray[np.uint64], count: NDArray[np.int64], fleet: Fleet) -> NDArray[np.int64]:
+    """Anywhere, another place each time: as a balancer does that knows no trees."""
+    scattered.calls += 1  # type: ignore[attr-defined]
+    drawn = mix64(keys, np.uint64(scattered.calls))  # type: ignore[attr-defined]
+    return np.asarray(drawn % np.uint64(len(fleet.key)), np.int64)
+
+
+def figures_of(stats: list[EngineStats], took_s: float, params: SimulatedParams, problems: int) -> dict[str, float]:
+    """What a run comes to, against the ideal schedule and the best cache."""
+    slots = params.slots * len(stats)
+    hits, misses = sum(each.prefix_hits for each in stats), sum(each.prefix_misses for each in stats)
+    prefilled, sampled = sum(each.tokens_prefilled for each in stats), sum(each.tokens_sampled for each in stats)
+    prompts = problems * PROMPT_TOKENS
+    token_s = (params.token_ms + params.token_extra_ms * (params.slots - 1)) / 1000  # of an engine that is full
+    ideal_s = sampled * token_s / slots + prompts / params.prefill_tokens_per_s / len(stats)
+    return {
+        "busy": round(ideal_s / took_s, 4),
+        "took_s": round(took_s, 1),
+        "hit_rate": round(hits / (hits + misses), 4),
+        "best_hit_rate": round(1 - problems / (hits + misses), 4),
+        "hit_gap": round((misses - problems) / (hits + misses), 4),
+        "tokens_prefilled_again": prefilled - prompts,
+        "tokens_sampled": sampled,
+    }
+
+
+def utilization(
+    problems: Annotated[int, typer.Option(min=1, help="Problems of the job.")] = 1000,
+    engines: Annotated[int, typer.Option(min=1, help="Engines of the fleet.")] = 8,
+    slots: Annotated[int, typer.Option(min=1, help="Sequences that each runs at once.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+) -> None:
+    """How busy a fleet is against the ideal schedule; prefix-cache hits against the best possible; beside random placement."""
+    params = SimulatedParams(slots=slots, waiting_rows_max=1 << 24)
+    figures: dict[str, dict[str, dict[str, float]]] = {}
+    table = Table("algorithm", "placement", "busy", "prefix hits", "best possible", "tokens prefilled again", "virtual s")
+    for name, knobs in ALGORITHMS.items():
+        figures[name] = {}
+        for placement, choose in {"affinity": place, "random": scattered}.items():
+            scattered.calls = 0  # type: ignore[attr-defined]
+            fleet = [Here(f"engine {index}", params) for index in range(engines)]
+            drive = Drive(fleet, choose, Knobs.fill(knobs))
+            with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+                took_s = runner.run(drive.run(problems, seed))
+            found = figures_of([each.engine.stats() for each in fleet], took_s, params, problems)
+            figures[name][placement] = found
+            table.add_row(
+                name,
+                placement,
+                f"{found['busy']:.1%}",
+                f"{found['hit_rate']:.1%}",
+                f"{found['best_hit_rate']:.1%}",
+                f"{found['tokens_prefilled_again']:,.0f}",
+                f"{found['took_s']:,.0f}",
+            )
+    make_console().print(table)
+    worst = [found["affinity"] for found in figures.values()]
+    ends = {"busy": min(each["busy"] for each in worst), "hit_gap": max(each["hit_gap"] for each in worst)}
+    print(json.dumps({"problems": problems, "engines": engines, "slots": slots, "seed": seed, **ends, **figures}))
