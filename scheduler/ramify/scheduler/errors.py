@@ -16,3 +16,7 @@ class IllegalEvent(SchedulerError):
 
 class EngineError(SchedulerError):
     """A batch that an engine can't take, or an engine that can't go on."""
+
+
+class EngineAway(EngineError):
+    """An engine whose server, elsewhere, does not answer or turns us away: it may be back, without a new process of ours."""

@@ -1,5 +1,6 @@
 """An engine as a Ray actor, and the shell's handle on it."""
 
+import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
@@ -12,7 +13,7 @@ from ramify.scheduler.actors.config import NAMESPACE, EngineConfig, placed
 from ramify.scheduler.actors.gate import Gate
 from ramify.scheduler.engines.base import Engine, EngineStats, ModelInfo, StepBatch, StepResults
 from ramify.scheduler.engines.registry import load_engine
-from ramify.scheduler.errors import EngineError
+from ramify.scheduler.errors import EngineAway, EngineError
 
 log = logging.getLogger(__name__)
 
@@ -46,12 +47,9 @@ class EngineActor:
         self._config = config
         self._rows_open = 0
         self._gate = Gate()
+        self._loading = asyncio.Lock()
         # A model that can't be loaded is told by `describe`; raised here, Ray would try again for ever.
-        self._engine: Engine | EngineError
-        try:
-            self._engine = load_engine(config.spec)
-        except EngineError as error:
-            self._engine = error
+        self._engine = self._load()
 
     def __repr__(self) -> str:
         name = f"ramify:engine:{self._config.name}"
@@ -59,17 +57,31 @@ class EngineActor:
             return f"{name} failed"
         return f"{name} {self._engine.info.name} {self._rows_open}/{self._engine.info.slots}"
 
+    def _load(self) -> Engine | EngineError:
+        try:
+            return load_engine(self._config.spec)
+        except EngineError as error:
+            return error
+
     def _loaded(self) -> Engine:
         if isinstance(self._engine, EngineError):
             raise self._engine
         return self._engine
 
     async def describe(self) -> ModelInfo:
-        """What its model is. An engine that can't go on ends its process: Ray starts a new one."""
+        """What its model is. An engine that can't go on ends its process: Ray starts a new one.
+
+        One whose server is away does not: it is asked again, by the same process.
+        """
+        async with self._loading:
+            if isinstance(self._engine, EngineAway):
+                self._engine = await asyncio.to_thread(self._load)
         engine = self._loaded()
         try:
             async for _ in engine.generate(NO_STEPS):
                 pass
+        except EngineAway:
+            raise
         except EngineError as error:
             log.critical("engine %s starts anew: %s", self._config.name, error)
             os._exit(1)
