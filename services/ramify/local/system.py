@@ -25,6 +25,7 @@ WATCH_S = 0.5
 DRAIN_S = 8.0  # for the shards, who cut themselves short before
 RAY_END_S = 1.0
 START_S = 120.0
+LOAD_S = 1800.0  # where a GPU has to be filled first
 LISTEN = "127.0.0.1:8700"
 DAY_MS = 24 * 60 * 60 * 1000
 
@@ -105,6 +106,7 @@ class LocalSystem:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's ports and dashboard are for this user alone
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_process_group_cleanup_enabled", "true")  # vLLM's processes end with their engine's
         import ray
 
         # Ray's sockets lie in its folder, and a socket's path has a bound of 107 characters: `home` may be too deep.
@@ -127,14 +129,20 @@ class LocalSystem:
         from ramify.scheduler.actors.config import EngineConfig, SystemConfig
         from ramify.scheduler.actors.limits import ShellLimits
         from ramify.scheduler.actors.supervisor import start_supervisor
+        from ramify.scheduler.engines.registry import gpus_of
 
-        configs = tuple(EngineConfig(f"local:{index}", spec) for index, spec in enumerate(engines))
+        there = ray.cluster_resources().get("GPU", 0)
+        gpus = [gpus_of(spec) if there else 0 for spec in engines]
+        if sum(gpus) > there:  # Ray would wait for more of them for ever
+            raise StartFailed(f"the engines take {sum(gpus)} GPUs, and there are {there:.0f}: see tensor_parallel_size")
+        configs = tuple(EngineConfig(f"local:{index}", spec, gpus=gpus[index]) for index, spec in enumerate(engines))
         retention_ms = None if self.config.retain_days is None else round(self.config.retain_days * DAY_MS)
         limits = ShellLimits(self.config.trees_max, round(1000 * self.config.lease_s), retention_ms=retention_ms)
         system = SystemConfig(store_url, verifier, configs, self.config.shards, limits)
         self._supervisor = start_supervisor(replace(system, work=self.config.work) if self.config.work else system)
         try:
-            ray.get(self._supervisor.start.remote(), timeout=START_S)
+            loads = any(spec.startswith("vllm:") for spec in engines)
+            ray.get(self._supervisor.start.remote(), timeout=LOAD_S if loads else START_S)
         except RayError as error:
             cause = getattr(error, "cause", None) or error
             raise StartFailed(f"the scheduler did not start: {str(cause).strip().splitlines()[-1]}") from error

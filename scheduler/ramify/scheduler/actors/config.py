@@ -19,6 +19,7 @@ class EngineConfig:
     name: str  # e.g. "local:0"; the actor is called ramify:engine:local:0
     spec: str  # see `engines.registry.load_engine`
     labels: Mapping[str, str] = field(default_factory=dict)  # of the nodes where it belongs, see `placed`
+    gpus: float = 0  # that Ray keeps for it alone
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,6 +137,7 @@ def start_engine(config: EngineConfig) -> RayEngine:
         lifetime="detached",
         get_if_exists=True,
         num_cpus=0,
+        num_gpus=config.gpus,
         max_restarts=-1,
         max_task_retries=0,  # a lost call may have been carried out: the shard decides what is sampled again
         max_concurrency=CALLS_MAX,

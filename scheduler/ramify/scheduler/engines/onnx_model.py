@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ramify.scheduler.engines.base import ModelInfo
+from ramify.scheduler.engines.text import step_text
 from ramify.scheduler.errors import EngineError
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
 _REQUIRED = ("config.json", "tokenizer.json", "model.onnx")
-_CONTEXT_TOKENS = 4  # left of a step, so that a tokenizer that treats the start of a text otherwise sees none
 
 
 class OnnxModel:
@@ -91,12 +91,7 @@ class OnnxModel:
 
     def text(self, chain: NDArray[np.int32], start: int) -> bytes:
         """UTF-8 of `chain[start:]`; bytes that are no whole character come as U+FFFD."""
-        begin = max(0, start - _CONTEXT_TOKENS)
-        before = self.tokenizer.decode(chain[begin:start].tolist())
-        whole = self.tokenizer.decode(chain[begin:].tolist())
-        if not whole.startswith(before):  # the step completes a character that the chain began
-            whole, before = self.tokenizer.decode(chain[start:].tolist()), ""
-        return whole[len(before) :].encode()
+        return step_text(self.tokenizer, chain, start)
 
 
 def _session(path: Path, threads: int) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
@@ -18,9 +19,10 @@ def load_engine(spec: str | Mapping[str, Any]) -> Engine:
     """Make an engine.
 
     Args:
-        spec: `onnx:FOLDER` or `simulated`, either followed by options as in `simulated?slots=64&time_scale=0`; or
-            the same as a mapping: `{"engine": "onnx", "folder": FOLDER, "slots": 32}`. Options are the fields of
-            `OnnxParams` and `SimulatedParams`.
+        spec: `onnx:FOLDER`, `vllm:MODEL` or `simulated`, any of them followed by options as in
+            `simulated?slots=64&time_scale=0`; or the same as a mapping: `{"engine": "onnx", "folder": FOLDER, "slots": 32}`.
+            Options are the fields of `OnnxParams`, `SimulatedParams` and `VllmParams`; vLLM gets all others as its
+            engine arguments.
 
     Raises:
         EngineError: the engine, an option or its value is unknown, or a model can't be loaded.
@@ -36,7 +38,28 @@ def load_engine(spec: str | Mapping[str, Any]) -> Engine:
         from ramify.scheduler.engines.onnx import OnnxEngine, OnnxParams
 
         return OnnxEngine(Path(folder), _params(OnnxParams, options))
-    raise EngineError(f"no engine is meant by {spec!r}: it is onnx:FOLDER or simulated")
+    if engine == "vllm" and folder:
+        return _load_vllm(str(folder), options)
+    raise EngineError(f"no engine is meant by {spec!r}: it is onnx:FOLDER, vllm:MODEL or simulated")
+
+
+def gpus_of(spec: str | Mapping[str, Any]) -> int:
+    """How many GPUs an engine takes where there are any."""
+    options = _parse(spec) if isinstance(spec, str) else spec
+    if options.get("engine") != "vllm":
+        return 0
+    sizes = [str(options.get(name, 1)) for name in ("tensor_parallel_size", "pipeline_parallel_size")]
+    return prod(int(size) if size.isdecimal() else 1 for size in sizes)  # what is no number, vLLM will refuse
+
+
+def _load_vllm(model: str, options: dict[str, Any]) -> Engine:
+    try:
+        from ramify.scheduler.engines.vllm import VllmParams, load_vllm
+    except (ImportError, OSError, RuntimeError) as error:
+        raise EngineError(f"vLLM can't be imported ({error}): install it with `pip install 'ramify[vllm]'`") from error
+    own = {field.name for field in fields(VllmParams)}
+    params = _params(VllmParams, {name: value for name, value in options.items() if name in own})
+    return load_vllm(model, params, {name: value for name, value in options.items() if name not in own})
 
 
 def _parse(spec: str) -> dict[str, Any]:
