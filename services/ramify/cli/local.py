@@ -34,7 +34,9 @@ def up(
     listen: Annotated[str, typer.Option(help="HOST:PORT of the gateway; port 0 takes a free one.")] = LISTEN,
     engine: Annotated[
         list[str] | None,
-        typer.Option(help="onnx:FOLDER, vllm:MODEL or simulated, with options as in 'onnx:FOLDER?slots=32'; repeatable."),
+        typer.Option(
+            help="onnx:FOLDER, vllm:MODEL, openai:URL or simulated, with options as in 'onnx:FOLDER?slots=32'; repeatable."
+        ),
     ] = None,
     verifier_model: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER of a PRM; repeatable.")] = None,
     shards: Annotated[

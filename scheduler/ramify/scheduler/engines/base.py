@@ -69,7 +69,7 @@ class ModelInfo:
 
     name: str
     revision: str  # content hash of the weights and the tokenizer
-    backend: str  # "onnx", "vllm" or "simulated"
+    backend: str  # "onnx", "vllm", "openai" or "simulated"
     tokenizer_json: str  # Hugging Face tokenizers format; empty: one token a byte
     context_tokens_max: int
     slots: int  # sequences that run at once

@@ -31,7 +31,7 @@ TOO_MANY = 429
 BROKEN_OFF = (None, "abort", "error")  # reasons of an end that have nothing to do with what was asked for
 _TOO_LONG = re.compile(
     r"context.?(length|window|size)|context_length_exceeded|maximum (input|model|sequence|prompt)? ?length"
-    r"|(prompt|input)[^.]{0,60}(too long|longer than|exceeds)|too many (input )?tokens",
+    r"|(prompt|input)[^.]{0,60}(too long|longer than|exceeds)|too many (input )?tokens|`inputs` tokens \+",
     re.IGNORECASE,
 )
 

@@ -19,10 +19,10 @@ def load_engine(spec: str | Mapping[str, Any]) -> Engine:
     """Make an engine.
 
     Args:
-        spec: `onnx:FOLDER`, `vllm:MODEL` or `simulated`, any of them followed by options as in
-            `simulated?slots=64&time_scale=0`; or the same as a mapping: `{"engine": "onnx", "folder": FOLDER, "slots": 32}`.
-            Options are the fields of `OnnxParams`, `SimulatedParams` and `VllmParams`; vLLM gets all others as its
-            engine arguments.
+        spec: `onnx:FOLDER`, `vllm:MODEL`, `openai:URL` or `simulated`, any of them followed by options as in
+            `simulated?slots=64&time_scale=0`; or the same as a mapping: `{"engine": "onnx", "folder": FOLDER, "slots": 32}`,
+            `{"engine": "openai", "url": URL}`. Options are the fields of `OnnxParams`, `OpenAIParams`, `SimulatedParams` and
+            `VllmParams`; vLLM gets all others as its engine arguments.
 
     Raises:
         EngineError: the engine, an option or its value is unknown, or a model can't be loaded.
@@ -40,7 +40,12 @@ def load_engine(spec: str | Mapping[str, Any]) -> Engine:
         return OnnxEngine(Path(folder), _params(OnnxParams, options))
     if engine == "vllm" and folder:
         return _load_vllm(str(folder), options)
-    raise EngineError(f"no engine is meant by {spec!r}: it is onnx:FOLDER, vllm:MODEL or simulated")
+    if engine == "openai" and (url := options.pop("url", folder)):
+        from ramify.scheduler.engines.openai import OpenAIEngine
+        from ramify.scheduler.engines.openai_params import OpenAIParams
+
+        return OpenAIEngine(str(url), _params(OpenAIParams, options))
+    raise EngineError(f"no engine is meant by {spec!r}: it is onnx:FOLDER, vllm:MODEL, openai:URL or simulated")
 
 
 def gpus_of(spec: str | Mapping[str, Any]) -> int:
