@@ -20,7 +20,7 @@ from ramify.scheduler.engines.base import ModelInfo
 from ramify.scheduler.events import Event
 from ramify.scheduler.forest.ids import job_key
 from ramify.scheduler.journal import without
-from ramify.scheduler.placement import Fleet, place
+from ramify.scheduler.placement import NOWHERE, Fleet, place
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +29,12 @@ TRIES_MAX = 5  # see `ShardLimits`
 PROBE_S = 0.25  # from one look at an engine that is away to the next; twice as long after each
 PROBE_S_MAX = 8.0
 ANSWER_S = 30.0  # an engine that says nothing for so long is asked whether it is there, and must answer in as much again
+HOMES_MAX = 1 << 18  # trees of which it is known where they are, those that came last; others are placed by their hashes
 EVEN_S = 0.1  # between two tries to have an idle engine do what waits for another
 LOOK_S = 5.0  # between two looks for such engines
+
+Place = Callable[[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64], Fleet], NDArray[np.int64]]
+"""See `placement.place`."""
 
 
 class Dispatcher:
@@ -45,7 +49,7 @@ class Dispatcher:
         tries_max: int = TRIES_MAX,
         now_s: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        place: Callable[[NDArray[np.uint64], NDArray[np.int64], Fleet], NDArray[np.int64]] = place,
+        place: Place = place,
     ) -> None:
         """Hand events to `post`; nothing is sent before `begin`. Measurements have another `place`."""
         self._lanes = [Lane(engine, job_key(engine.name)) for engine in engines]
@@ -53,6 +57,7 @@ class Dispatcher:
         self._post, self._now_s, self._sleep, self._choose = post, now_s, sleep, place
         self._quarantine = Quarantine(tries_max)
         self._tasks: set[asyncio.Task[None]] = set()  # calls, and what looks after engines
+        self._homes: dict[int, int] = {}  # by tree: key of the engine that has its cache
         self._homeless = Queue()  # while no engine with the model is alive
         self._homeless_since: dict[str, float] = {}  # by job
         self._evened_s = -EVEN_S  # when what waits was placed anew
@@ -122,8 +127,7 @@ class Dispatcher:
             self._homeless.append(command)
             self._homeless_since.setdefault(command.plan.job_id, self._now_s())
             return
-        trees, tree, count = np.unique(command.tree_id, return_inverse=True, return_counts=True)
-        at = self._choose(trees, count, fleet(lanes))[tree]
+        at = self._choose_lanes(command, lanes)
         for index in np.unique(at).tolist():
             mine = command if len(lanes) == 1 else without(command, at != index)
             suspect = mine.attempt > 0
@@ -133,6 +137,19 @@ class Dispatcher:
             lanes[index].suspects.append(without(mine, ~suspect))
             if not suspect.all():
                 (lanes[index].speculative if command.speculative else lanes[index].waiting).append(without(mine, suspect))
+
+    def _choose_lanes(self, command: Generate, lanes: Sequence[Lane]) -> NDArray[np.int64]:
+        """`[R]` which of the engines each step goes to: those of a tree go together, and where its cache is."""
+        if len(lanes) == 1:
+            return np.zeros(len(command.hint), np.int64)
+        trees, tree, count = np.unique(command.tree_id, return_inverse=True, return_counts=True)
+        index = {lane.key: at for at, lane in enumerate(lanes)}
+        known = [index.get(self._homes.get(name, 0), NOWHERE) for name in trees.tolist()]
+        at = self._choose(trees, count, np.array(known, np.int64), fleet(lanes))
+        self._homes.update(zip(trees.tolist(), [lanes[one].key for one in at.tolist()], strict=True))
+        while len(self._homes) > HOMES_MAX:
+            del self._homes[next(iter(self._homes))]
+        return np.asarray(at[tree])
 
     def withdraw(self, command: Withdraw) -> None:
         """Drop what has not been sent; the shard hears that it is lost. What is under way ends by itself."""

@@ -8,7 +8,7 @@ rate is that of one cache without bound.
 import asyncio
 import json
 import selectors
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from ramify.cli.output import make_console
-from ramify.scheduler.actors.dispatch import Dispatcher
+from ramify.scheduler.actors.dispatch import Dispatcher, Place
 from ramify.scheduler.commands import Check, Command, Commit, Generate, Score, Withdraw
 from ramify.scheduler.engines.base import EngineStats, ModelInfo, StepBatch, StepParams, StepResults
 from ramify.scheduler.engines.simulated import SimulatedEngine, SimulatedParams
 from ramify.scheduler.events import AnswersChecked, Committed, Event, StepsScored, Tick, TreesAdmitted
-from ramify.scheduler.forest.ids import mix64, root_ids, tree_ids, uniforms
+from ramify.scheduler.forest.ids import root_ids, tree_ids, uniforms
 from ramify.scheduler.placement import Fleet, place
 from ramify.scheduler.plan import JobPlan, Verdict
 from ramify.scheduler.policies.knobs import Knobs, Value
@@ -36,8 +36,6 @@ ALGORITHMS: dict[str, dict[str, Value]] = {
     "beam": {"policy": "beam", "n": 16, "keep": 4, "max_steps": 8, "max_step_tokens": 64},
     "mcts": {"policy": "mcts", "iterations": 32, "branch": 4, "parallel": 8, "max_steps": 8, "max_step_tokens": 64},
 }
-
-Place = Callable[[NDArray[np.uint64], NDArray[np.int64], Fleet], NDArray[np.int64]]
 
 
 class VirtualSelector(selectors.DefaultSelector):
@@ -131,7 +129,7 @@ class Drive:
         params = StepParams(knobs["temperature"], knobs["top_p"], knobs["max_step_tokens"], "\n")
         plan = JobPlan("bench", knobs.build(), params, "simulated", "v", "", aggregate=knobs["aggregate"])
         number = np.arange(problems)
-        tokens = (mix64(np.arange(problems * PROMPT_TOKENS, dtype=np.uint64), np.uint64(0)) % np.uint64(256)).astype(np.int32)
+        tokens = np.random.default_rng(seed).integers(256, size=problems * PROMPT_TOKENS, dtype=np.int32)
         text = np.frombuffer(b"?" * problems, np.uint8)
         counts = np.full(problems, PROMPT_TOKENS, np.int32), np.ones(problems, np.int32)
         return TreesAdmitted(plan, tree_ids("bench", number), number, root_ids(seed, number), tokens, counts[0], text, counts[1])
@@ -158,11 +156,14 @@ class Drive:
                 raise NotImplementedError(command)
 
 
-def scattered(keys: NDArray[np.uint64], count: NDArray[np.int64], fleet: Fleet) -> NDArray[np.int64]:
+def at_random(seed: int) -> Place:
     """Anywhere, another place each time: as a balancer does that knows no trees."""
-    scattered.calls += 1  # type: ignore[attr-defined]
-    drawn = mix64(keys, np.uint64(scattered.calls))  # type: ignore[attr-defined]
-    return np.asarray(drawn % np.uint64(len(fleet.key)), np.int64)
+    chance = np.random.default_rng(seed)
+
+    def choose(keys: NDArray[np.uint64], count: NDArray[np.int64], home: NDArray[np.int64], fleet: Fleet) -> NDArray[np.int64]:
+        return chance.integers(len(fleet.key), size=len(keys))
+
+    return choose
 
 
 def figures_of(stats: list[EngineStats], took_s: float, params: SimulatedParams, problems: int) -> dict[str, float]:
@@ -196,8 +197,7 @@ def utilization(
     table = Table("algorithm", "placement", "busy", "prefix hits", "best possible", "tokens prefilled again", "virtual s")
     for name, knobs in ALGORITHMS.items():
         figures[name] = {}
-        for placement, choose in {"affinity": place, "random": scattered}.items():
-            scattered.calls = 0  # type: ignore[attr-defined]
+        for placement, choose in {"affinity": place, "random": at_random(seed)}.items():
             fleet = [Here(f"engine {index}", params) for index in range(engines)]
             drive = Drive(fleet, choose, Knobs.fill(knobs))
             with asyncio.Runner(loop_factory=VirtualLoop) as runner:
