@@ -91,7 +91,7 @@ async def make(llm: Any) -> AsyncIterator[Any]:
 
 @pytest.fixture(scope="session")
 def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The base URL of a real `vllm serve` of the tiny generator, such as http://127.0.0.1:PORT/v1."""
+    """The base URL of a real `vllm serve` of the tiny generator (its name there is tiny24), such as http://127.0.0.1:PORT/v1."""
     import httpx
     import tenacity
 
@@ -101,9 +101,10 @@ def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("vllm") / "log"
     flags = ["--dtype", "float32", "--enforce-eager", "--block-size", str(BLOCK), "--max-num-seqs", "64"]
     flags += ["--served-model-name", "tiny24", "--host", "127.0.0.1", "--port", str(port)]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(MODEL), *flags]
+    # What `vllm serve` runs: that itself looks for a package by the name of vllm, which the CPU build is not.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL), *flags]
     with log.open("w") as file:
-        server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        server = psutil.Popen(command, stdout=file, stderr=subprocess.STDOUT)
 
     @tenacity.retry(stop=tenacity.stop_after_delay(SERVE_S), wait=tenacity.wait_fixed(0.5), reraise=True)
     def wait_ready() -> None:
@@ -115,8 +116,9 @@ def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert server.poll() is None, log.read_text()
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
-        server.terminate()
-        _, alive = psutil.wait_procs(processes, timeout=30)
-        for process in alive:
-            process.kill()
+        if server.poll() is None:
+            processes = [server, *server.children(recursive=True)]
+            server.terminate()
+            _, alive = psutil.wait_procs(processes, timeout=30)
+            for process in alive:
+                process.kill()

@@ -201,7 +201,7 @@ class VllmEngine(EngineLoop):
         await asyncio.gather(*tasks, return_exceptions=True)
         self._waiting.clear()
         self._calls.clear()
-        await asyncio.to_thread(self._llm.shutdown)
+        self._llm.shutdown()  # here, and not in a thread: vLLM's own task would take it for a crash before it is ended
 
     async def _turn(self) -> Ended:
         if self._idle():
