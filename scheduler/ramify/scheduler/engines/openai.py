@@ -222,21 +222,25 @@ class OpenAIEngine(EngineLoop):
         self._busy_until_s = now_s
 
     async def _sample(self, row: _Row) -> None:
-        """Have one row sampled, and leave what came of it."""
+        """Have one row sampled, and leave what came of it; nothing where it was aborted meanwhile."""
+        away: EngineAway | None = None
+        fault: Exception | None = None
+        step: Step | str = ""
         try:
             step = await self._step(row)
-            if row in self._running:
-                self._ended.append((row, step))
         except EngineAway as error:
-            self._away = error
-        except Exception as fault:
-            self._fault = fault
-        finally:
-            if row in self._running:  # it was not aborted
-                self._tick()
-                del self._running[row]
-                self._fill()
-                self._news.set()
+            away = error
+        except Exception as error:
+            fault = error
+        if row not in self._running:
+            return
+        self._tick()
+        del self._running[row]
+        if away is None and fault is None:
+            self._ended.append((row, step))
+        self._away, self._fault = self._away or away, self._fault or fault
+        self._fill()
+        self._news.set()
 
     async def _step(self, row: _Row) -> Step | str:
         """A row's step, or why the server gives none."""
