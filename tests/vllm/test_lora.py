@@ -16,8 +16,8 @@ RANK, WIDTH, LAYERS = 8, 128, 4
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
     """An adapter that bends the model a lot."""
-    import torch
-    from safetensors.torch import save_file
+    import torch  # pyright: ignore[reportMissingImports]
+    from safetensors.torch import save_file  # pyright: ignore[reportMissingImports]
 
     generator, weights = torch.Generator().manual_seed(0), {}
     for layer in range(LAYERS):
