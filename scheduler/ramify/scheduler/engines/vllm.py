@@ -48,7 +48,8 @@ def load_vllm(model: str, params: VllmParams, options: Mapping[str, Any]) -> "Vl
     try:
         llm = AsyncLLM.from_engine_args(args)
     except Exception as error:  # of any kind: the configuration's, the hub's, the driver's
-        raise EngineError(f"vLLM can't load {model}: {error}") from error
+        reason = " ".join(str(error).split())  # in one line: of several, a terminal may show one
+        raise EngineError(f"vLLM can't load {model}: {reason} (more is in the log of this process)") from error
     try:
         return VllmEngine(llm, model, params)
     except BaseException:

@@ -78,7 +78,7 @@ def engine_args(model: str, params: VllmParams, options: Mapping[str, Any]) -> A
     try:
         return AsyncEngineArgs(**{**_DEFAULTS, **given, "model": model, "logprobs_mode": "processed_logprobs"})
     except (ValueError, TypeError, OSError) as error:
-        raise EngineError(f"vLLM can't load {model} with these engine arguments: {error}") from error
+        raise EngineError(f"vLLM can't load {model} with these engine arguments: {' '.join(str(error).split())}") from error
 
 
 def _value(name: str, kind: Any, value: Any) -> Any:
@@ -105,7 +105,7 @@ def _unchecked(name: str, kind: Any, parsed: Any) -> Any:
     try:
         return TypeAdapter(kind).validate_python(parsed)
     except ValidationError as error:
-        raise EngineError(f"vllm: {name}: {error}") from error
+        raise EngineError(f"vllm: {name}: {'; '.join(each['msg'] for each in error.errors())}") from error
     except (PydanticUserError, NameError, TypeError):
         return parsed  # vLLM will check it
 
