@@ -29,9 +29,9 @@ TRIES_MAX = 5  # see `ShardLimits`
 PROBE_S = 0.25  # from one look at an engine that is away to the next; twice as long after each
 PROBE_S_MAX = 8.0
 ANSWER_S = 30.0  # an engine that says nothing for so long is asked whether it is there, and must answer in as much again
+LOOK_S = 5.0  # between two looks for such engines
 HOMES_MAX = 1 << 18  # trees of which it is known where they are, those that came last; others are placed by their hashes
 EVEN_S = 0.1  # between two tries to have an idle engine do what waits for another
-LOOK_S = 5.0  # between two looks for such engines
 
 Place = Callable[[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64], Fleet], NDArray[np.int64]]
 """See `placement.place`."""
@@ -283,9 +283,7 @@ class Dispatcher:
         """Send nothing more to an engine until it answers again; what waits for it goes elsewhere."""
         if not lane.alive:
             return
-        log.warning(
-            "%s; %d steps go elsewhere", reason, lane.under_way + sum(len(each.hint) for queue in lane.queues for each in queue)
-        )
+        log.warning("%s; %d steps go elsewhere", reason, lane.load)
         lane.alive, lane.reason = False, reason
         for queue in lane.queues:
             for command in queue.drain():

@@ -69,10 +69,12 @@ class Recovery:
 
     async def _bring(self, claim: Claim) -> None:
         began_s, self.reading = time.monotonic(), True
-        recovered = await again("recovery", lambda: self._work.recover(claim), sleep=self._sleep)
-        jobs = {job.job_id: job for job in await again("recovery", self._work.open_jobs, sleep=self._sleep)}
-        told = await asyncio.to_thread(Told, recovered.steps)
-        self.reading = False
+        try:
+            recovered = await again("recovery", lambda: self._work.recover(claim), sleep=self._sleep)
+            jobs = {job.job_id: job for job in await again("recovery", self._work.open_jobs, sleep=self._sleep)}
+            told = await asyncio.to_thread(Told, recovered.steps)
+        finally:
+            self.reading = False  # also where a drain cuts it short, which must not be slow
         # Before the first tree: what it then wants sampled may be in there.
         self._journal.extend(told)
         self._first_segment |= recovered.first_segment

@@ -6,6 +6,7 @@ rate is that of one cache without bound.
 """
 
 import asyncio
+import contextlib
 import json
 import selectors
 from collections.abc import AsyncIterator
@@ -90,7 +91,6 @@ class Drive:
     shard: Shard = field(default_factory=Shard)
     inbox: list[Event] = field(default_factory=list)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
-    chains: int = 0  # that steps were asked for, each of them once a command
 
     def post(self, event: Event) -> None:
         """Hand the shard an event."""
@@ -106,11 +106,9 @@ class Drive:
         began_s = loop.time()
         self.post(self._admitted(problems, seed))
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CYCLE_S):
                     await self.wake.wait()
-            except TimeoutError:
-                pass
             self.wake.clear()
             events, self.inbox = [*self.inbox, Tick(int(1000 * loop.time()))], []
             for command in self.shard.handle(events):
@@ -138,7 +136,6 @@ class Drive:
         loop = asyncio.get_running_loop()
         match command:
             case Generate():
-                self.chains += len(command.offsets) - 1
                 dispatcher.add(command)
             case Withdraw():
                 dispatcher.withdraw(command)
@@ -153,7 +150,7 @@ class Drive:
             case Commit():
                 self.post(Committed(command.sequence))
             case _:
-                raise NotImplementedError(command)
+                raise AssertionError(f"none of the algorithms compares answers, but here is a {type(command).__name__}")
 
 
 def at_random(seed: int) -> Place:
