@@ -76,6 +76,9 @@ class ModelInfo:
     prompt_template: str = "{problem}"
     delimiter: str = "\n"  # where a step ends unless the job says otherwise
     problem_format: str = ""  # rule that problems must satisfy, e.g. "countdown"; empty: any text
+    chat_template: str = ""  # Jinja, in the conventions of transformers; empty: the model is not made for chats
+    bos_token: str = ""  # texts of special tokens, as the chat template names them
+    eos_token: str = ""
 
 
 @dataclass(frozen=True, slots=True)
