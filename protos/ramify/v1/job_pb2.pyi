@@ -312,6 +312,34 @@ BELIEF_RULE_BETA: BeliefRule.ValueType  # 2
 """Beta: for scores that are shares of success."""
 Global___BeliefRule: _TypeAlias = BeliefRule  # noqa: Y015
 
+class _ChatRule:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChatRuleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChatRule.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHAT_RULE_UNSPECIFIED: _ChatRule.ValueType  # 0
+    """The default: auto."""
+    CHAT_RULE_AUTO: _ChatRule.ValueType  # 1
+    """Where the model has a chat template, and no prompt template of its own."""
+    CHAT_RULE_ALWAYS: _ChatRule.ValueType  # 2
+    """Always; the job waits, and says so, where the model has no chat template."""
+    CHAT_RULE_NEVER: _ChatRule.ValueType  # 3
+    """Never: the prompt is the template's text alone."""
+
+class ChatRule(_ChatRule, metaclass=_ChatRuleEnumTypeWrapper):
+    """Whether problems are put to the generator as messages of a chat."""
+
+CHAT_RULE_UNSPECIFIED: ChatRule.ValueType  # 0
+"""The default: auto."""
+CHAT_RULE_AUTO: ChatRule.ValueType  # 1
+"""Where the model has a chat template, and no prompt template of its own."""
+CHAT_RULE_ALWAYS: ChatRule.ValueType  # 2
+"""Always; the job waits, and says so, where the model has no chat template."""
+CHAT_RULE_NEVER: ChatRule.ValueType  # 3
+"""Never: the prompt is the template's text alone."""
+Global___ChatRule: _TypeAlias = ChatRule  # noqa: Y015
+
 class _JobState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -776,6 +804,50 @@ class Search(_message.Message):
 Global___Search: _TypeAlias = Search  # noqa: Y015
 
 @_typing.final
+class Prompt(_message.Message):
+    """How a problem becomes the generator's prompt; docs/prompts.md tells more. A text has at most 65,536 characters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SYSTEM_FIELD_NUMBER: _builtins.int
+    TEMPLATE_FIELD_NUMBER: _builtins.int
+    CHAT_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    THOUGHTS_END_FIELD_NUMBER: _builtins.int
+    system: _builtins.str
+    """What the model is told before the problem."""
+    template: _builtins.str
+    """What the problem's text is put into; holds "{problem}". Empty: the model's own, as its ramify.json says."""
+    chat: Global___ChatRule.ValueType
+    """Whether system and problem become messages of a chat."""
+    step: _builtins.str
+    """What every step begins with, e.g. "## Step {step}: "; "{step}" is the step's number, from 1. At most 1,024 characters. It
+    belongs to the step, and its tokens count among the step's.
+    """
+    thoughts_end: _builtins.str
+    """What ends the thoughts of a reasoning model: answers are looked for after its last occurrence. Empty: nowhere in
+    particular. At most 64 characters. Default "</think>".
+    """
+    def __init__(
+        self,
+        *,
+        system: _builtins.str = ...,
+        template: _builtins.str = ...,
+        chat: Global___ChatRule.ValueType = ...,
+        step: _builtins.str = ...,
+        thoughts_end: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_thoughts_end", b"_thoughts_end", "thoughts_end", b"thoughts_end"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_thoughts_end", b"_thoughts_end", "chat", b"chat", "step", b"step", "system", b"system", "template", b"template", "thoughts_end", b"thoughts_end"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__thoughts_end: _TypeAlias = _typing.Literal["thoughts_end"]  # noqa: Y015
+    _WhichOneofArgType__thoughts_end: _TypeAlias = _typing.Literal["_thoughts_end", b"_thoughts_end"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__thoughts_end) -> _WhichOneofReturnType__thoughts_end | None: ...
+
+Global___Prompt: _TypeAlias = Prompt  # noqa: Y015
+
+@_typing.final
 class Budget(_message.Message):
     """What a job may spend. Absent means no bound; 0 is an error, and so is more than 2^48. Nothing is dispatched that could overrun tokens."""
 
@@ -844,6 +916,7 @@ class JobSpec(_message.Message):
     CHECKER_FIELD_NUMBER: _builtins.int
     SEARCH_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A name for people; need not be unique."""
     generator: _builtins.str
@@ -860,6 +933,10 @@ class JobSpec(_message.Message):
     def budget(self) -> Global___Budget:
         """What the job may spend."""
 
+    @_builtins.property
+    def prompt(self) -> Global___Prompt:
+        """How problems become prompts."""
+
     def __init__(
         self,
         *,
@@ -869,10 +946,11 @@ class JobSpec(_message.Message):
         checker: _builtins.str = ...,
         search: Global___Search | None = ...,
         budget: Global___Budget | None = ...,
+        prompt: Global___Prompt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "search", b"search"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "prompt", b"prompt", "search", b"search"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "checker", b"checker", "generator", b"generator", "name", b"name", "search", b"search", "verifier", b"verifier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "checker", b"checker", "generator", b"generator", "name", b"name", "prompt", b"prompt", "search", b"search", "verifier", b"verifier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1112,7 +1190,7 @@ class Result(_message.Message):
     tokens: _builtins.int
     """Tokens sampled for this problem, end marks apart."""
     message: _builtins.str
-    """Why there is no answer."""
+    """Why there is no answer; of an answer, that none of its steps ended where it should have."""
     answer_node_id: _builtins.int
     """The node that ends the chosen chain."""
     wasted_tokens: _builtins.int
@@ -1187,7 +1265,7 @@ class TreeNode(_message.Message):
     """Why the step ended."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The sampled token ids."""
+        """Its token ids: those of the step prompt, if the job has one, and the sampled ones."""
 
     def __init__(
         self,
