@@ -307,7 +307,7 @@ class OnnxDecoder:
             logprob=float(lanes.logprob[lane]),
             cost=len(tokens) + (finish == Finish.END),
             tokens=tokens,
-            text=self._model.text(chain, start) if len(tokens) else b"",
+            text=self._model.text(chain, start, ended=finish in (Finish.END, Finish.CONTEXT)) if len(tokens) else b"",
         )
         if finish == Finish.ERROR:
             builder.explain("the model gave logits without a finite maximum")

@@ -89,9 +89,9 @@ class OnnxModel:
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         return int(ids[0]) if len(ids) == 1 else None
 
-    def text(self, chain: NDArray[np.int32], start: int) -> bytes:
-        """UTF-8 of `chain[start:]`; bytes that are no whole character come as U+FFFD."""
-        return step_text(self.tokenizer, chain, start)
+    def text(self, chain: NDArray[np.int32], start: int, *, ended: bool) -> bytes:
+        """See `step_text`."""
+        return step_text(self.tokenizer, chain, start, ended=ended)
 
 
 def _session(path: Path, threads: int) -> Any:

@@ -3,9 +3,11 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from ramify.scheduler.engines.base import ModelInfo
+from ramify.scheduler.engines.chat import ChatFormat, read_chat
 from ramify.scheduler.engines.openai_client import Endpoint, Model
 from ramify.scheduler.engines.openai_steps import Codec
 from ramify.scheduler.errors import EngineAway, EngineError
@@ -73,7 +75,10 @@ def describe(endpoint: Endpoint, params: OpenAIParams, codec: Codec) -> tuple[st
     context_tokens_max = params.context_tokens_max or model.max_model_len
     if not context_tokens_max:
         raise EngineError(f"{endpoint} does not say how long the context of {model.id} is: add context_tokens_max=TOKENS")
+    folder = Path(params.tokenizer) if params.tokenizer else None
+    chat = read_chat(folder) if folder and folder.is_dir() else ChatFormat()
     told = [str(endpoint), model.id, model.root, model.parent, model.owned_by, model.max_model_len, codec.digest]
+    told += chat if chat.chat_template else ()  # what shards read it for, they must read alike after a restart
     return model.id, ModelInfo(
         name=params.name or model.id,
         revision=params.revision or hashlib.blake2b(json.dumps(told).encode(), digest_size=16).hexdigest(),
@@ -84,6 +89,7 @@ def describe(endpoint: Endpoint, params: OpenAIParams, codec: Codec) -> tuple[st
         prompt_template=params.prompt_template,
         delimiter=params.delimiter,
         problem_format=params.problem_format,
+        **chat._asdict(),
     )
 
 

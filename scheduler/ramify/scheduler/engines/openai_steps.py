@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from ramify.scheduler.engines.base import Finish, StepParams
 from ramify.scheduler.engines.openai_client import Choice, Completion
-from ramify.scheduler.engines.text import step_text
+from ramify.scheduler.engines.text import UNKNOWN, step_text
 from ramify.scheduler.errors import EngineError
 
 BYTES = 256  # vocabulary without a tokenizer: one token a byte
@@ -80,7 +80,7 @@ class Codec:
         decoded: str = self.tokenizer.decode(chain.tolist(), skip_special_tokens=False)
         return decoded
 
-    def step(self, chain: I32, text: str, ids: list[int] | None) -> tuple[I32, bytes]:
+    def step(self, chain: I32, text: str, ids: list[int] | None, *, ended: bool = False) -> tuple[I32, bytes]:
         """The tokens and the text of a step, which say the same.
 
         Tokens are the sampled ones where the server tells them. The last of them may say more than the text, which ends
@@ -91,14 +91,17 @@ class Codec:
             chain: what the step continues.
             text: what it says.
             ids: the tokens as sampled, if the server tells them.
+            ended: whether the chain ends with the step.
         """
         if self.tokenizer is None:
             return np.frombuffer(text.encode(), np.uint8).astype(np.int32), text.encode()
         if ids is not None and all(0 <= token < self.vocabulary for token in ids):
             tokens = np.array(ids, np.int32)
-            said = step_text(self.tokenizer, np.concatenate([chain, tokens]), len(chain))
-            if said.startswith(text.encode()):
+            said = step_text(self.tokenizer, np.concatenate([chain, tokens]), len(chain), ended=ended)
+            if text.strip(UNKNOWN) in said.decode():  # of characters that are cut, servers tell this or that
                 return tokens, said
+        if not ended:
+            text = text.rstrip(UNKNOWN)  # the chain goes on before the character that was cut
         return self._encode(chain, text), text.encode()
 
     def is_silent(self, token: int) -> bool:
@@ -116,7 +119,7 @@ class Codec:
             if len(anchor) not in starts:  # a token says the end of the one and the beginning of the other
                 continue
             ids = np.array(encoded.ids[starts.index(len(anchor)) :], np.int32)
-            if step_text(self.tokenizer, np.concatenate([chain, ids]), len(chain)) == text.encode():
+            if step_text(self.tokenizer, np.concatenate([chain, ids]), len(chain), ended=True) == text.encode():
                 return ids
         return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 
@@ -141,7 +144,7 @@ def read_step(codec: Codec, chain: I32, params: StepParams, room: int, answer: C
         text += params.delimiter  # most servers leave it out
     if finish is Finish.END and ids and (ids[-1] == choice.stop_reason or codec.is_silent(ids[-1])):
         ids = ids[:-1]
-    tokens, said = codec.step(chain, text, ids)
+    tokens, said = codec.step(chain, text, ids, ended=finish in (Finish.END, Finish.CONTEXT))
     if finish is Finish.STEP_CUT and len(tokens) >= room:
         finish = Finish.CONTEXT
     cost = answer.usage.completion_tokens if answer.usage is not None else None

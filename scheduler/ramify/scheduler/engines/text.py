@@ -4,26 +4,42 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+UNKNOWN = "\ufffd"  # what bytes decode to that are no character, or not yet
+_CHARACTER_TOKENS = 4  # of single bytes: as many as UTF-8 has at most
 _CONTEXT_TOKENS = 4  # left of a step, so that a tokenizer that treats the start of a text otherwise sees none
 
 
-def step_text(tokenizer: Tokenizer, chain: NDArray[np.int32], start: int, *, special: bool = False) -> bytes:
-    """What a step says.
+def step_text(tokenizer: Tokenizer, chain: NDArray[np.int32], start: int, *, special: bool = False, ended: bool = False) -> bytes:
+    """What a step says. The texts of a chain's steps, one after the other, are what all of its tokens say.
+
+    A character that the step only begins is left to the step that completes it; where the chain ends there, it comes as U+FFFD.
 
     Args:
         tokenizer: of the chain.
         chain: `[n]` token ids: prompt and all steps, this one last.
         start: where the step begins.
         special: whether special tokens are shown.
+        ended: whether the chain ends with the step.
 
     Returns:
         UTF-8 of `chain[start:]`; bytes that are no whole character come as U+FFFD.
     """
-    begin = max(0, start - _CONTEXT_TOKENS)
-    before: str = tokenizer.decode(chain[begin:start].tolist(), skip_special_tokens=not special)
-    whole: str = tokenizer.decode(chain[begin:].tolist(), skip_special_tokens=not special)
-    if not whole.startswith(before):  # the step completes a character that the chain began
-        whole, before = tokenizer.decode(chain[start:].tolist(), skip_special_tokens=not special), ""
+
+    def decode(begin: int, end: int) -> str:
+        text: str = tokenizer.decode(chain[begin:end].tolist(), skip_special_tokens=not special)
+        return text
+
+    def told(begin: int, end: int) -> str:
+        """Without the character that the last tokens only begin; some decoders spoil those before it too, up to its end."""
+        text = decode(begin, end)
+        if not text.endswith(UNKNOWN):
+            return text
+        return max((decode(begin, end - cut).rstrip(UNKNOWN) for cut in range(min(_CHARACTER_TOKENS, end - begin))), key=len)
+
+    width = _CONTEXT_TOKENS
+    while not (before := told(begin := max(0, start - width), start)) and begin > 0 and decode(begin, start):
+        width *= 2  # those tokens are of one character, and say nothing without its beginning
+    whole = decode(begin, len(chain)) if ended else told(begin, len(chain))
     return whole[len(before) :].encode()
 
 

@@ -283,9 +283,8 @@ class VllmEngine(EngineLoop):
         tokens = np.array(completion.token_ids, np.int32)[: cost - (finish == Finish.END)]
         kept = zip(tokens.tolist(), completion.logprobs or (), strict=False)
         logprob = sum(candidates[token].logprob for token, candidates in kept)
-        text = (
-            step_text(self._tokenizer, np.concatenate([chain, tokens]), len(chain), special=stop.special) if len(tokens) else b""
-        )
+        whole, ended = np.concatenate([chain, tokens]), finish in (Finish.END, Finish.CONTEXT)
+        text = step_text(self._tokenizer, whole, len(chain), special=stop.special, ended=ended)
         call.end(row, finish, logprob, cost, tokens, text)
 
     def _finish(self, completion: CompletionOutput, stop: _Stop, room: int) -> Finish:

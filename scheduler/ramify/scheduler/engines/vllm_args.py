@@ -15,6 +15,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs  # pyright: ignore[reportMissi
 from vllm.v1.engine.async_llm import AsyncLLM  # pyright: ignore[reportMissingImports]
 
 from ramify.scheduler.engines.base import ModelInfo
+from ramify.scheduler.engines.chat import chat_format
 from ramify.scheduler.errors import EngineError
 
 _DEFAULTS: Mapping[str, Any] = {
@@ -129,7 +130,8 @@ def model_info(llm: AsyncLLM, model: str, params: VllmParams, tokenizer: Tokeniz
     """What shards and gateways have to know of a model that is loaded."""
     said = {key: value for key, value in _json(Path(model) / "ramify.json").items() if isinstance(value, str)}
     said |= {key: value for key, value in asdict(params).items() if isinstance(value, str) and value}
-    config = llm.model_config
+    config, speaks = llm.model_config, llm.get_tokenizer()
+    chat = chat_format(*(getattr(speaks, name, None) for name in ("chat_template", "bos_token", "eos_token")))
     return ModelInfo(
         name=said.get("name") or Path(model).name,
         revision=_revision(llm, model, params),
@@ -138,6 +140,7 @@ def model_info(llm: AsyncLLM, model: str, params: VllmParams, tokenizer: Tokeniz
         context_tokens_max=config.max_model_len,
         slots=params.slots or llm.scheduler_config.max_num_seqs,
         **{key: said[key] for key in ("prompt_template", "delimiter", "problem_format") if key in said},
+        **chat._asdict(),
     )
 
 
