@@ -1175,6 +1175,7 @@ class Result(_message.Message):
     ANSWER_NODE_ID_FIELD_NUMBER: _builtins.int
     WASTED_TOKENS_FIELD_NUMBER: _builtins.int
     RESTARTED_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
     problem_index: _builtins.int
     """Index of the problem in its job, from 0."""
     outcome: Global___Outcome.ValueType
@@ -1190,13 +1191,15 @@ class Result(_message.Message):
     tokens: _builtins.int
     """Tokens sampled for this problem, end marks apart."""
     message: _builtins.str
-    """Why there is no answer; of an answer, that none of its steps ended where it should have."""
+    """Why there is no answer."""
     answer_node_id: _builtins.int
     """The node that ends the chosen chain."""
     wasted_tokens: _builtins.int
     """Of `tokens`, those of speculative steps that came to nothing."""
     restarted: _builtins.str
     """Why the tree lost steps on its way and went on from before them, e.g. a damaged segment; empty: it did not."""
+    note: _builtins.str
+    """What is odd about the answer, e.g. that each of its steps was cut for none had ended with the delimiter; empty: nothing."""
     @_builtins.property
     def problem(self) -> Global___Problem:
         """The problem as it was submitted."""
@@ -1221,10 +1224,11 @@ class Result(_message.Message):
         answer_node_id: _builtins.int = ...,
         wasted_tokens: _builtins.int = ...,
         restarted: _builtins.str = ...,
+        note: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "problem", b"problem", "score", b"score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "answer", b"answer", "answer_node_id", b"answer_node_id", "message", b"message", "outcome", b"outcome", "problem", b"problem", "problem_index", b"problem_index", "restarted", b"restarted", "score", b"score", "step_count", b"step_count", "steps", b"steps", "tokens", b"tokens", "verdict", b"verdict", "wasted_tokens", b"wasted_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "answer", b"answer", "answer_node_id", b"answer_node_id", "message", b"message", "note", b"note", "outcome", b"outcome", "problem", b"problem", "problem_index", b"problem_index", "restarted", b"restarted", "score", b"score", "step_count", b"step_count", "steps", b"steps", "tokens", b"tokens", "verdict", b"verdict", "wasted_tokens", b"wasted_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
     _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
