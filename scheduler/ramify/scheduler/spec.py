@@ -1,5 +1,7 @@
 """A job's spec: from the message to the core and back. Not part of the core, which knows no messages."""
 
+from dataclasses import replace
+
 from ramify.scheduler.comparers import UnknownRule, check_rule
 from ramify.scheduler.engines.base import StepParams
 from ramify.scheduler.plan import UNBOUNDED, JobPlan
@@ -21,6 +23,8 @@ ENUMS = {
 }
 TEXTS = ("pattern", "compare")
 DELIMITER_MAX = 64  # characters
+PROBLEM, STEP = "{problem}", "{step}"  # what stands in prompts for a problem's text and for a step's number
+THOUGHTS_END = "</think>"  # what ends the thoughts of a reasoning model, unless a job says otherwise
 
 
 def knobs_of(search: job_pb2.Search) -> Knobs:
@@ -91,7 +95,7 @@ def plan_of(job_id: str, spec: job_pb2.JobSpec, problems_total: int, started_ms:
         aggregate=knobs["aggregate"],
         answer=knobs["answer"],
         cut=knobs["cut"],
-        extract=knobs.extract(),
+        extract=replace(knobs.extract(), thoughts_end=thoughts_end(spec.prompt)),
         compare=knobs["compare"],
         tolerance=knobs["tolerance"],
         spread_siblings=knobs["siblings"] == "spread",
@@ -99,6 +103,11 @@ def plan_of(job_id: str, spec: job_pb2.JobSpec, problems_total: int, started_ms:
         steps_per_tree_max=share(budget, "steps_per_problem_max", "steps_max", problems_total),
         deadline_ms=started_ms + 1000 * budget.seconds_max if budget.HasField("seconds_max") else UNBOUNDED,
     )
+
+
+def thoughts_end(prompt: job_pb2.Prompt) -> str:
+    """What ends a model's thoughts; of a job from before this could be said, the default."""
+    return prompt.thoughts_end if prompt.HasField("thoughts_end") else THOUGHTS_END
 
 
 def share(budget: job_pb2.Budget, own: str, whole: str, problems_total: int) -> int:

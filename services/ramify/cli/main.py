@@ -53,6 +53,19 @@ def submit(
     generator: Annotated[str | None, typer.Option(metavar="MODEL", help="The model that writes the steps.")] = None,
     verifier: Annotated[str | None, typer.Option(metavar="MODEL", help="The reward model that scores them.")] = None,
     checker: Annotated[str | None, typer.Option(metavar="NAME", help="The rule that checks the answers.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told before the problem.")] = None,
+    prompt_template: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What the problem's text is put into, at {problem}; see docs/prompts.md.")
+    ] = None,
+    chat: Annotated[
+        str | None, typer.Option(metavar="WHEN", help="Use the model's chat template: auto, always, never.  [default: auto]")
+    ] = None,
+    step_prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What every step begins with, such as '## Step {step}: '.")
+    ] = None,
+    thoughts_end: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Answers are looked for after it.  [default: </think>]")
+    ] = None,
     seed: Annotated[str | None, typer.Option(metavar="INTEGER", help="The same seed grows the same trees.")] = None,
     budget_tokens: Annotated[int | None, typer.Option(min=1, metavar="TOKENS", help="Tokens of the whole job.")] = None,
     budget_tokens_per_problem: Annotated[int | None, typer.Option(min=1, metavar="TOKENS", help="Tokens of one problem.")] = None,
@@ -89,6 +102,11 @@ def submit(
         "generator": generator,
         "verifier": verifier,
         "checker": checker,
+        "system": system,
+        "prompt_template": prompt_template,
+        "chat": chat,
+        "step_prompt": step_prompt,
+        "thoughts_end": thoughts_end,
         "seed": seed,
         "tokens_max": budget_tokens,
         "tokens_per_problem_max": budget_tokens_per_problem,

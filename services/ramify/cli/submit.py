@@ -25,7 +25,7 @@ _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 
 
 def make_spec(knobs: list[str], options: Mapping[str, object], peer: str | None = None) -> job_pb2.JobSpec:
-    r"""A spec from `KNOB=VALUE` arguments and options; in `step`, `\n`, `\t` and `\\` stand for what they do in C.
+    r"""A spec from `KNOB=VALUE` arguments and options; in `step` and `step_prompt`, `\n`, `\t` and `\\` mean what they do in C.
 
     With a `peer`, the knobs are those of another system; what they are here is said on stderr.
 
@@ -46,6 +46,8 @@ def make_spec(knobs: list[str], options: Mapping[str, object], peer: str | None 
             raise UsageError(f"{name} is given twice: {options[name]} and {value}")
     if "step" in ours:
         ours["step"] = _unescaped(ours["step"])
+    if isinstance(begins := options.get("step_prompt"), str):
+        options = {**options, "step_prompt": _unescaped(begins)}
     return job_spec(**options, **ours)
 
 

@@ -160,7 +160,7 @@ PEERS: dict[str, Peer] = {
             "gpu_memory_utilization": "it belongs to an engine, not to a job: leave it out",
             "model_path": MODELS,
             "prm_path": MODELS,
-            "system_prompt": "the prompt belongs to the generator: leave it out",
+            "system_prompt": "say --system",
         },
     ),
     "its_hub": Peer(

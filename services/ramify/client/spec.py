@@ -66,6 +66,11 @@ class SpecFields(TypedDict, total=False):
     seconds_max: int
     steps_max: int
     steps_per_problem_max: int
+    system: str
+    prompt_template: str
+    chat: Literal["auto", "always", "never"]
+    step_prompt: str
+    thoughts_end: str
 
 
 #: The knobs of a search, in the proto's order.
@@ -74,9 +79,13 @@ SEARCH_KNOBS = MappingProxyType(dict(job_pb2.Search.DESCRIPTOR.fields_by_name))
 _JOB_FIELDS = {
     field.name: field
     for field in job_pb2.JobSpec.DESCRIPTOR.fields
-    if field.message_type is None  # search and budget are messages: their fields stand for themselves
+    if field.message_type is None  # search, budget and prompt are messages: their fields stand for themselves
 }
 _BUDGET_FIELDS = dict(job_pb2.Budget.DESCRIPTOR.fields_by_name)
+_PROMPT_FIELDS = {
+    {"template": "prompt_template", "step": "step_prompt"}.get(name, name): field
+    for name, field in job_pb2.Prompt.DESCRIPTOR.fields_by_name.items()
+}
 
 _UINT_MAX = {FieldDescriptor.CPPTYPE_UINT32: 2**32 - 1, FieldDescriptor.CPPTYPE_UINT64: 2**64 - 1}
 
@@ -98,8 +107,10 @@ def job_spec(**fields: object) -> job_pb2.JobSpec:
             _set(spec, _JOB_FIELDS[name], value)
         elif name in _BUDGET_FIELDS:
             _set(spec.budget, _BUDGET_FIELDS[name], value)
+        elif name in _PROMPT_FIELDS:
+            _set(spec.prompt, _PROMPT_FIELDS[name], value)
         else:
-            raise unknown_knob(name, [*SEARCH_KNOBS, *_JOB_FIELDS, *_BUDGET_FIELDS])
+            raise unknown_knob(name, [*SEARCH_KNOBS, *_JOB_FIELDS, *_BUDGET_FIELDS, *_PROMPT_FIELDS])
     return spec
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ramify.gateway.errors import InvalidRequest, NotReady
 from ramify.scheduler.policies.knobs import KnobError, nearest
-from ramify.scheduler.spec import fill_search
+from ramify.scheduler.spec import PROBLEM, THOUGHTS_END, fill_search
 from ramify.store.jobs import ModelRow
 from ramify.store.uploads import NewProblem
 from ramify.v1 import job_pb2
@@ -16,6 +16,9 @@ REQUEST_ID_MAX = 128
 ID_MAX = 512  # of a problem
 TEXT_MAX = 256 * 1024
 CHUNK_MAX = 10_000  # problems a message
+PROMPT_MAX = 64 * 1024  # characters of a system prompt, or of a template
+STEP_PROMPT_MAX = 1024
+THOUGHTS_END_MAX = 64
 BUDGET_MAX = 2**48  # of anything: what is larger overruns the core's 64-bit columns, and is no bound anyway
 
 
@@ -57,7 +60,26 @@ def fill_spec(spec: job_pb2.JobSpec, models: Sequence[ModelRow]) -> job_pb2.JobS
         checker=checker,
         search=search,
         budget=spec.budget,
+        prompt=fill_prompt(spec.prompt),
     )
+
+
+def fill_prompt(prompt: job_pb2.Prompt) -> job_pb2.Prompt:
+    """Check prompt settings and write every default out. Raises `InvalidRequest`."""
+    for name, most in (
+        ("system", PROMPT_MAX),
+        ("template", PROMPT_MAX),
+        ("step", STEP_PROMPT_MAX),
+        ("thoughts_end", THOUGHTS_END_MAX),
+    ):
+        _check_text(f"spec.prompt.{name}", getattr(prompt, name), most)
+    if prompt.template and PROBLEM not in prompt.template:
+        raise InvalidRequest(f"spec.prompt.template lacks {PROBLEM}: put it where the problem's text is to stand")
+    if prompt.chat not in job_pb2.ChatRule.values():
+        raise InvalidRequest(f"spec.prompt.chat is {prompt.chat}, which this version doesn't know: say auto, always or never")
+    filled = job_pb2.Prompt(chat=job_pb2.CHAT_RULE_AUTO, thoughts_end=THOUGHTS_END)
+    filled.MergeFrom(prompt)
+    return filled
 
 
 def _model(role: str, name: str, models: Sequence[ModelRow]) -> ModelRow:

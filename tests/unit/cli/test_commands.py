@@ -63,6 +63,21 @@ def test_submit_with_the_knobs_of_another_system(ramify: Ramify, gateway: FakeGa
     assert (search.policy, search.n, search.keep, search.branch, search.step.delimiter) == ("beam", 16, 4, 4, "\n")
 
 
+def test_submit_sends_prompt_settings(ramify: Ramify, gateway: FakeGateway, puzzles: Path) -> None:
+    ramify(
+        "submit", puzzles, "--system", r"use \boxed{}", "--prompt-template", r"{problem}\times", "--chat", "always",
+        "--step-prompt", r"\n## {step}: ", "--thoughts-end", "</t>",
+    )  # fmt: skip
+    (job,) = gateway.jobs.values()
+    assert job.asked_spec.prompt == job_pb2.Prompt(
+        system=r"use \boxed{}",
+        template=r"{problem}\times",
+        chat=job_pb2.CHAT_RULE_ALWAYS,
+        step="\n## {step}: ",
+        thoughts_end="</t>",
+    )
+
+
 def test_submit_watches_if_told(ramify: Ramify, gateway: FakeGateway, puzzles: Path) -> None:
     result = ramify("submit", puzzles, "--watch", "--checker", "countdown")
     assert result.out.splitlines() == [

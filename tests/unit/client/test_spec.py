@@ -13,8 +13,20 @@ def test_every_status_code_has_an_error() -> None:
 
 
 def test_spec_fields_are_those_of_the_proto() -> None:
-    own = {field.name for field in job_pb2.JobSpec.DESCRIPTOR.fields} - {"search", "budget"}
-    assert set(SpecFields.__annotations__) == own | set(SEARCH_KNOBS) | set(job_pb2.Budget.DESCRIPTOR.fields_by_name)
+    own = {field.name for field in job_pb2.JobSpec.DESCRIPTOR.fields} - {"search", "budget", "prompt"}
+    prompt = {"system", "prompt_template", "chat", "step_prompt", "thoughts_end"}
+    assert len(prompt) == len(job_pb2.Prompt.DESCRIPTOR.fields)
+    assert set(SpecFields.__annotations__) == own | prompt | set(SEARCH_KNOBS) | set(job_pb2.Budget.DESCRIPTOR.fields_by_name)
+
+
+def test_prompt_settings_have_names_of_their_own() -> None:
+    made = job_spec(step="7", step_prompt="## {step}", prompt_template="Q: {problem}", chat="never", system="", thoughts_end="")
+    assert made.search.step.tokens == 7
+    never = job_pb2.CHAT_RULE_NEVER
+    assert made.prompt == job_pb2.Prompt(template="Q: {problem}", chat=never, step="## {step}", thoughts_end="")
+    assert made.prompt.HasField("thoughts_end")
+    with pytest.raises(InvalidRequest, match="chat is one of auto, always, never, not 'yes'"):
+        job_spec(chat="yes")
 
 
 def test_values_and_their_texts_say_the_same() -> None:

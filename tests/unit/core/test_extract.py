@@ -3,6 +3,7 @@
 import pickle
 import re
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -98,6 +99,23 @@ def test_only_the_end_of_a_text_is_looked_at() -> None:
     for extract, answer in ((Extract("boxed"), r"\boxed{1}"), (Extract("pattern", "(1)"), "1")):
         assert extract(answer + " " * (TEXT_CHARS_MAX - len(answer))) == "1"
         assert extract(answer + " " * TEXT_CHARS_MAX) == ""
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "wanted"),
+    [
+        (Extract("boxed"), r"<think>\boxed{1}</think> so \boxed{2}", "2"),
+        (Extract("boxed"), r"<think>\boxed{1}</think> so 2", ""),
+        (Extract("boxed"), r"</think>\boxed{1}</think>", ""),
+        (Extract("pattern", r"(\d)"), "1</think>2</think> none", ""),
+        (Extract("last_line"), "thoughts</think>\n", ""),
+        (Extract("last_line"), "thoughts</think>it is 7", "it is 7"),
+        (Extract("last_line"), "no thoughts\nit is 7", "it is 7"),
+    ],
+)
+def test_thoughts_hold_no_answer(rule: Extract, text: str, wanted: str) -> None:
+    assert replace(rule, thoughts_end="</think>")(text) == wanted
+    assert replace(rule, thoughts_end="</think>")("x" * 3 * TEXT_CHARS_MAX + text) == wanted
 
 
 @pytest.mark.parametrize("pattern", [r"((?:a*)*)*b", r"(a*)b|a", r"(.?){350}00000001|.", "[^a-z]{0,300}x|."])

@@ -179,6 +179,17 @@ def test_a_plan_has_the_rules_by_which_answers_are_compared() -> None:
     assert not plan.spread_siblings
 
 
+@pytest.mark.parametrize(
+    ("prompt", "wanted"),
+    [(None, "</think>"), (job_pb2.Prompt(thoughts_end=""), ""), (job_pb2.Prompt(thoughts_end="[/THINK]"), "[/THINK]")],
+)
+def test_a_plan_knows_what_ends_thoughts(prompt: job_pb2.Prompt | None, wanted: str) -> None:
+    asked = spec(job_pb2.Search())
+    if prompt is not None:
+        asked.prompt.CopyFrom(prompt)
+    assert plan_of("job", asked, 1, 0).extract.thoughts_end == wanted
+
+
 def test_without_a_delimiter_steps_end_at_their_tokens() -> None:
     assert plan_of("job", spec(job_pb2.Search(step=tokens(9))), 1, 0).params == StepParams(1.0, 1.0, 9, None)
     whole = job_pb2.Search(step=job_pb2.StepBoundary(answer=True))

@@ -33,6 +33,14 @@ async def test_a_job_in_one_message(system: System) -> None:
     assert await system.listed() == [job]
 
 
+async def test_prompt_settings_have_their_defaults_written_out(system: System) -> None:
+    job = await system.create(first(some=PUZZLES, last=True))
+    assert job.spec.prompt == PROMPT(chat=job_pb2.CHAT_RULE_AUTO, thoughts_end="</think>")
+    given = PROMPT(system="s", template="{problem}?", chat=job_pb2.CHAT_RULE_NEVER, step="{step}. ", thoughts_end="")
+    job = await system.create(first("other", spec=spec(prompt=given), some=PUZZLES, last=True))
+    assert job.spec.prompt == given
+
+
 async def test_an_upload_in_chunks(system: System) -> None:
     upload = system.upload()
     answers = [
@@ -80,7 +88,7 @@ async def test_an_upload_without_an_end_waits_for_more(system: System) -> None:
 
 
 NO_PUZZLE = problems("4 5 six 10")
-SEARCH, BUDGET = job_pb2.Search, job_pb2.Budget
+SEARCH, BUDGET, PROMPT = job_pb2.Search, job_pb2.Budget, job_pb2.Prompt
 
 BAD_FIRST = {
     "no request_id": (first("", some=PUZZLES), "request_id is missing"),
@@ -112,6 +120,18 @@ BAD_FIRST = {
     "no step each": (
         first(spec=spec(budget=BUDGET(steps_max=2)), some=PUZZLES, last=True),
         "steps_max is 2, but 3 problems of at least one step each need 3",
+    ),
+    "a template": (
+        first(spec=spec(prompt=PROMPT(template="solve it"))),
+        "spec.prompt.template lacks {problem}: put it where the problem's text is to stand",
+    ),
+    "a long system prompt": (first(spec=spec(prompt=PROMPT(system="x" * 65_537))), "spec.prompt.system has 65537 characters"),
+    "a long step prompt": (first(spec=spec(prompt=PROMPT(step="x" * 1025))), "but at most 1024 are allowed"),
+    "a long end of thoughts": (first(spec=spec(prompt=PROMPT(thoughts_end="x" * 65))), "but at most 64 are allowed"),
+    "NUL in a prompt": (first(spec=spec(prompt=PROMPT(system="\0"))), "spec.prompt.system holds the character NUL"),
+    "chat": (
+        first(spec=spec(prompt=PROMPT(chat=9))),  # type: ignore[arg-type]
+        "spec.prompt.chat is 9, which this version doesn't know: say auto, always or never",
     ),
     "no text": (first(some=[*PUZZLES, job_pb2.Problem(text=" ")], last=True), "problem 3 has no text"),
     "a long text": (first(some=problems("1" * 300_000)), "the text of problem 0 has 300000 characters"),

@@ -1,5 +1,8 @@
 """Tokens and text: what a step's tokens say, and how a delimiter is seen among tokens."""
 
+from collections.abc import Sequence
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
@@ -7,6 +10,28 @@ from tokenizers import Tokenizer
 UNKNOWN = "\ufffd"  # what bytes decode to that are no character, or not yet
 _CHARACTER_TOKENS = 4  # of single bytes: as many as UTF-8 has at most
 _CONTEXT_TOKENS = 4  # left of a step, so that a tokenizer that treats the start of a text otherwise sees none
+
+
+@lru_cache(maxsize=8)
+def tokenizer_of(tokenizer_json: str) -> Tokenizer:
+    """A tokenizer from its JSON, without its padding and truncation; large ones take a second, the first time."""
+    made: Tokenizer = Tokenizer.from_str(tokenizer_json)
+    made.no_padding()
+    made.no_truncation()
+    return made
+
+
+def encode(tokenizer_json: str, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+    """The tokens of each of some texts: special tokens are known where they stand, and none is added.
+
+    Args:
+        tokenizer_json: see `ModelInfo`; empty: one token a byte.
+        texts: any.
+    """
+    if not tokenizer_json:
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
+    found = tokenizer_of(tokenizer_json).encode_batch(list(texts), add_special_tokens=False)
+    return [np.array(each.ids, np.int32) for each in found]
 
 
 def step_text(tokenizer: Tokenizer, chain: NDArray[np.int32], start: int, *, special: bool = False, ended: bool = False) -> bytes:

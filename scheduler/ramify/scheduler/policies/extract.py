@@ -35,10 +35,13 @@ class Extract:
       arXiv:2206.14858).
     - `pattern`: of the last match in which it took part, the group `answer` if the pattern has one, else its first group,
       else the whole. The syntax is RE2's: https://github.com/google/re2/wiki/Syntax.
+
+    What stands before the last `thoughts_end` is not looked at.
     """
 
     rule: ExtractRule
     pattern: str = ""  # for `pattern` alone
+    thoughts_end: str = ""  # what ends a reasoning model's thoughts; empty: nothing does
 
     def __post_init__(self) -> None:
         """Check the rule.
@@ -55,6 +58,8 @@ class Extract:
 
     def __call__(self, text: str) -> str:
         """The answer that `text` gives, without white space around it; empty: none was found."""
+        if self.thoughts_end:
+            text = text.rpartition(self.thoughts_end)[2]
         text = text[-TEXT_CHARS_MAX:]
         if self.rule == "last_line":
             return text.rstrip().rpartition("\n")[2].strip()
