@@ -9,8 +9,7 @@ from ramify.scheduler.forest.forest import Forest
 from ramify.scheduler.forest.segments import Rows, segment_lengths, segment_starts
 from ramify.scheduler.plan import JobPlan, Outcome
 from ramify.scheduler.policies.answers import IN_CORE, answer_texts, answering, choose, group_answers
-
-NO_ANSWER = "no chain came to an end by itself: raise max_steps, max_step_tokens or the budget"
+from ramify.scheduler.remarks import no_answer
 
 
 def finish(forest: Forest, plan: JobPlan, trees: Rows, messages: dict[int, str]) -> list[Command]:
@@ -28,8 +27,8 @@ def finish(forest: Forest, plan: JobPlan, trees: Rows, messages: dict[int, str])
     trees = trees[~failed]
     candidates = answering(forest, trees, plan.cut, plan.policy.max_steps)
     none = np.setdiff1d(trees, forest.tree[candidates]).astype(np.int32)
-    for tree_id in t.tree_id[none].tolist():
-        messages.setdefault(tree_id, NO_ANSWER)
+    for tree, tree_id in zip(none.tolist(), t.tree_id[none].tolist(), strict=True):
+        messages.setdefault(tree_id, no_answer(forest, plan, tree))
     t.outcome[none[t.outcome[none] != Outcome.BUDGET]] = Outcome.FAILED
     t.status[none] = TreeStatus.FINISHED
     rest = np.setdiff1d(trees, none).astype(np.int32)

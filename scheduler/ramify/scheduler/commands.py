@@ -171,7 +171,8 @@ class TreeResult:
     step_count: int
     tokens: int
     wasted_tokens: int  # of `tokens`, those of speculative steps that came to nothing
-    message: str
+    message: str  # why there is no answer
+    note: str = ""  # what is odd about the answer
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from ramify.scheduler.forest.columns import NO_ROW, Dirty, Flag, TreeStatus
 from ramify.scheduler.forest.forest import Forest
 from ramify.scheduler.forest.segments import Rows
 from ramify.scheduler.plan import JobPlan
+from ramify.scheduler.remarks import note
 
 
 def collect(
@@ -97,6 +98,7 @@ def results(forest: Forest, plan: JobPlan, messages: dict[int, str], finished: R
             tokens=int(trees.spent[tree]),
             wasted_tokens=int(wasted[tree]),
             message="" if tree in steps else messages.get(int(trees.tree_id[tree]), ""),
+            note=note(forest, plan, int(trees.best[tree])) if tree in steps else "",
         )
         for tree in finished.tolist()
     ]

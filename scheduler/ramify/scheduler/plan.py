@@ -48,6 +48,8 @@ class JobPlan:
     tokens_per_tree_max: int = UNBOUNDED
     steps_per_tree_max: int = UNBOUNDED
     deadline_ms: int = UNBOUNDED  # on the store's clock
+    step_prompt: str = ""  # what every step begins with; "{step}" is its number
+    context_tokens_max: int = 0  # of the generator, for what people are told; 0: not known
 
     @property
     def bounded(self) -> bool:

@@ -97,7 +97,7 @@ def job_tables(jobs: Iterable[job_pb2.Job], now: datetime) -> Iterator[NotedTabl
 
 
 def result_tables(results: Iterable[job_pb2.Result]) -> Iterator[NotedTable]:
-    """Tables of results; a failed one has its message in place of the answer, and a restarted one the reason below it."""
+    """Tables of results; a failed one has its message in place of the answer, and what is odd about one stands below it."""
     for batch in _batches(results):
         noted = NotedTable(_table("index>", "problem:", "outcome", "verdict", "score>", "answer:", "tokens>"))
         for result in batch:
@@ -111,7 +111,8 @@ def result_tables(results: Iterable[job_pb2.Result]) -> Iterator[NotedTable]:
                 _elastic(result.message, "red") if failed else _elastic(result.answer),
                 f"{result.tokens:,}",
             )
-            noted.add([Text(f"restarted: {one_line(result.restarted)}", "yellow")] if result.restarted else [])
+            odd = [f"restarted: {result.restarted}"] if result.restarted else []
+            noted.add([Text(one_line(each), "yellow") for each in (*odd, result.note) if each])
         yield noted
 
 

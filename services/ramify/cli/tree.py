@@ -76,6 +76,8 @@ def _notes(tree: job_pb2.Tree, drawing: "_Drawing") -> list[Text]:
         notes.append(Text(f"restarted: {one_line(tree.result.restarted)}", "yellow"))
     if tree.result.outcome == job_pb2.OUTCOME_FAILED:
         return [*notes, Text(one_line(tree.result.message), "red")]
+    if tree.result.note:
+        notes.append(Text(one_line(tree.result.note), "yellow"))
     if not tree.nodes:
         return notes
     legend = Text("● chosen  " if tree.result.answer_node_id else "", "dim")

@@ -187,6 +187,7 @@ def _result(result: TreeResult) -> job_pb2.Result:
         tokens=result.tokens,
         wasted_tokens=result.wasted_tokens,
         message=result.message,
+        note=result.note,
         answer_node_id=result.answer_node_id,
     )
     if not np.isnan(result.score):

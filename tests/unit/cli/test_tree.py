@@ -97,6 +97,12 @@ the verifier doesn't answer
     )
 
 
+def test_a_tree_says_what_is_odd_about_its_answer() -> None:
+    tree = make_tree({(0,): ("a", 0.5)}, chosen=(0,))
+    tree.result.note = "no step of the answer ended with '\\n'"
+    assert drawn(tree).splitlines()[-1] == "no step of the answer ended with '\\n'"
+
+
 def test_a_tree_says_what_is_damaged_and_that_it_was_restarted() -> None:
     tree = make_tree({(0,): ("a", 0.5)}, chosen=(0,))
     tree.damage = "segment 7 is damaged: its steps, and those below them, are left out"

@@ -1,17 +1,18 @@
 """The end of a tree: answers compared, in the core or by the shell, one of them chosen, and checked."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ramify.scheduler.collapse import NO_ANSWER
 from ramify.scheduler.commands import Check, Commit, Compare, Generate, Score
 from ramify.scheduler.engines.base import Finish
 from ramify.scheduler.events import AnswersChecked, AnswersGrouped, Committed, JobCancelled
 from ramify.scheduler.forest.columns import TreeStatus
 from ramify.scheduler.plan import JobPlan, Outcome, Verdict
 from ramify.scheduler.policies.base import Moves
+from ramify.scheduler.remarks import NO_ANSWER
 from ramify.scheduler.shard import Shard
 from tests.property.forests import i32
 from tests.simulation import fakes
@@ -147,6 +148,59 @@ def test_no_answer_says_what_could_be_done() -> None:
     assert shard.handle([scored(score.chains, (0.9, 0.5, 0.25, 0.125))]) == []
     assert result_of(shard) == ([], Outcome.FAILED, Verdict.UNKNOWN)
     assert "max_steps" in NO_ANSWER
+
+
+def told(shard: Shard) -> tuple[str, str]:
+    """Why there is no answer, and what is odd about it."""
+    ((found,),) = [delta.results for delta in only(tick(shard, 2_000_000), Commit).jobs]
+    return found.message, found.note
+
+
+@pytest.mark.parametrize(("size", "says"), [(0, "the model's context is shorter"), (7, "the model's context is 7")])
+def test_a_prompt_that_is_too_long_is_told(size: int, says: str) -> None:
+    shard, command = begin(replace(best_of_four(), context_tokens_max=size))
+    score = only(shard.handle([sampled(command, [""] * 4, Finish.CONTEXT, tokens=0)]), Score)
+    shard.handle([scored(score.chains, (0.9, 0.5, 0.25, 0.125))])
+    prompt = len(command.tokens)
+    assert told(shard) == (f"the prompt has {prompt} tokens, {says}: give the model a longer context, or a shorter problem", "")
+
+
+def test_chains_that_filled_the_context_are_told() -> None:
+    shard, command = begin(replace(best_of_four(), context_tokens_max=7))
+    score = only(shard.handle([sampled(command, TEXTS, Finish.CONTEXT, tokens=2)]), Score)
+    shard.handle([scored(score.chains, (0.9, 0.5, 0.25, 0.125))])
+    message, _ = told(shard)
+    assert message.startswith(
+        f"chains were cut at up to {len(command.tokens) + 2} tokens, the model's context is 7: lower max_steps"
+    )
+
+
+def cut(finish: Finish, job: JobPlan) -> Shard:
+    """A shard whose only tree has ended in four chains of a step that was cut and one that ended so."""
+    shard, command = begin(job)
+    (command,) = shard.handle([sampled(command, TEXTS, Finish.STEP_CUT)])
+    assert isinstance(command, Generate)
+    score = only(shard.handle([sampled(command, TEXTS, finish)]), Score)
+    for check in shard.handle([scored(score.chains, (0.9, 0.5, 0.25, 0.125))]):
+        assert isinstance(check, Check)
+        shard.handle([AnswersChecked(check.chains.tree_id, np.array([Verdict.CORRECT], np.uint8))])
+    return shard
+
+
+def test_a_delimiter_that_never_came_is_told() -> None:
+    assert told(cut(Finish.STEP_CUT, best_of_four(max_steps=2))) == (
+        "no step ended with '\\n', each was cut at max_step_tokens=6: say with step= where the model's steps end, or raise max_step_tokens",
+        "",
+    )
+    message, note = told(cut(Finish.END, best_of_four(max_steps=2)))
+    assert not message
+    assert note.startswith("no step of the answer ended with '\\n', they were cut at max_step_tokens=6")
+
+
+def test_a_delimiter_that_came_once_or_is_not_wanted_is_not_told() -> None:
+    assert told(cut(Finish.STEP, best_of_four(max_steps=2))) == (NO_ANSWER, "")
+    job = best_of_four(max_steps=2)
+    assert told(cut(Finish.END, replace(job, params=replace(job.params, delimiter=None)))) == ("", "")
 
 
 def test_what_was_cut_answers_only_where_the_job_says_so() -> None:

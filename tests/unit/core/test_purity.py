@@ -13,7 +13,7 @@ from ramify.scheduler import shard
 HERE = Path(shard.__file__).parent
 SINGLE = (
     *("shard", "landing", "spending", "collapse", "commits", "journal"),
-    *("plan", "events", "commands", "placement", "errors", "slots", "snapshots"),
+    *("plan", "events", "commands", "placement", "errors", "slots", "snapshots", "remarks"),
 )
 CORE = [
     *sorted(HERE.glob("forest/*.py")),
