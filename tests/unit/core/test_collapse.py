@@ -12,7 +12,7 @@ from ramify.scheduler.events import AnswersChecked, AnswersGrouped, Committed, J
 from ramify.scheduler.forest.columns import TreeStatus
 from ramify.scheduler.plan import JobPlan, Outcome, Verdict
 from ramify.scheduler.policies.base import Moves
-from ramify.scheduler.remarks import NO_ANSWER
+from ramify.scheduler.remarks import MEND, NO_ANSWER
 from ramify.scheduler.shard import Shard
 from tests.property.forests import i32
 from tests.simulation import fakes
@@ -178,8 +178,7 @@ def test_chains_that_filled_the_context_are_told() -> None:
 def cut(finish: Finish, job: JobPlan) -> Shard:
     """A shard whose only tree has ended in four chains of a step that was cut and one that ended so."""
     shard, command = begin(job)
-    (command,) = shard.handle([sampled(command, TEXTS, Finish.STEP_CUT)])
-    assert isinstance(command, Generate)
+    command = only(shard.handle([sampled(command, TEXTS, Finish.STEP_CUT)]), Generate)
     score = only(shard.handle([sampled(command, TEXTS, finish)]), Score)
     for check in shard.handle([scored(score.chains, (0.9, 0.5, 0.25, 0.125))]):
         assert isinstance(check, Check)
@@ -188,10 +187,9 @@ def cut(finish: Finish, job: JobPlan) -> Shard:
 
 
 def test_a_delimiter_that_never_came_is_told() -> None:
-    assert told(cut(Finish.STEP_CUT, best_of_four(max_steps=2))) == (
-        "no step ended with '\\n', each was cut at max_step_tokens=6: say with step= where the model's steps end, or raise max_step_tokens",
-        "",
-    )
+    message, note = told(cut(Finish.STEP_CUT, best_of_four(max_steps=2)))
+    assert message == f"no step ended with '\\n', each was cut at max_step_tokens=6: {MEND}"
+    assert not note
     message, note = told(cut(Finish.END, best_of_four(max_steps=2)))
     assert not message
     assert note.startswith("no step of the answer ended with '\\n', they were cut at max_step_tokens=6")
