@@ -71,7 +71,7 @@ class Cluster:
         import ray.cluster_utils
 
         from ramify.local.child import Child
-        from ramify.scheduler.actors.config import EngineConfig, SystemConfig
+        from ramify.scheduler.actors.config import EngineConfig, FleetConfig, SystemConfig
         from ramify.scheduler.actors.limits import ShellLimits
         from ramify.scheduler.actors.supervisor import start_supervisor
 
@@ -87,13 +87,13 @@ class Cluster:
         for child in self._children:
             child.wait_ready()
         labels = [{LABEL: name} for name in (*setup.nodes, HEAD)]
-        engines = tuple(EngineConfig(str(i), setup.engine, labels[i % len(labels)]) for i in range(setup.engines))
+        engines = [EngineConfig(str(i), setup.engine, labels=labels[i % len(labels)], strays=True) for i in range(setup.engines)]
         shard_labels = tuple(labels[i % len(labels)] for i in range(setup.shards))
         self._supervisor = start_supervisor(
             SystemConfig(
                 setup.store_url,
                 verifier.address,
-                engines,
+                FleetConfig(tuple(engines)),
                 setup.shards,
                 ShellLimits(lease_ms=setup.lease_ms),
                 shard_labels=shard_labels,

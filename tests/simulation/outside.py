@@ -55,6 +55,7 @@ class SimEngine:
     owner: str  # who calls it
     pace: Pace
     costs: Costs
+    region: str = ""
 
     async def describe(self) -> ModelInfo:
         """What it has."""

@@ -905,6 +905,55 @@ class Budget(_message.Message):
 Global___Budget: _TypeAlias = Budget  # noqa: Y015
 
 @_typing.final
+class Routing(_message.Message):
+    """Where a job's steps are sampled. Among the engines that have its model, those that cost least are used first; what one costs is
+    the sum of its region's price, round trip and carbon intensity, each times its weight. A weight that is absent is the operator's.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGIONS_FIELD_NUMBER: _builtins.int
+    PRICE_WEIGHT_FIELD_NUMBER: _builtins.int
+    DELAY_WEIGHT_FIELD_NUMBER: _builtins.int
+    CARBON_WEIGHT_FIELD_NUMBER: _builtins.int
+    price_weight: _builtins.float
+    """What a unit of the price of an engine's hour weighs; from 0 to 10^6."""
+    delay_weight: _builtins.float
+    """What a millisecond of round trip weighs; from 0 to 10^6."""
+    carbon_weight: _builtins.float
+    """What a gram of CO2 per kWh weighs; from 0 to 10^6."""
+    @_builtins.property
+    def regions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Regions where steps may be sampled, e.g. since the data may not leave them; empty: any."""
+
+    def __init__(
+        self,
+        *,
+        regions: _abc.Iterable[_builtins.str] | None = ...,
+        price_weight: _builtins.float | None = ...,
+        delay_weight: _builtins.float | None = ...,
+        carbon_weight: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_carbon_weight", b"_carbon_weight", "_delay_weight", b"_delay_weight", "_price_weight", b"_price_weight", "carbon_weight", b"carbon_weight", "delay_weight", b"delay_weight", "price_weight", b"price_weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_carbon_weight", b"_carbon_weight", "_delay_weight", b"_delay_weight", "_price_weight", b"_price_weight", "carbon_weight", b"carbon_weight", "delay_weight", b"delay_weight", "price_weight", b"price_weight", "regions", b"regions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__carbon_weight: _TypeAlias = _typing.Literal["carbon_weight"]  # noqa: Y015
+    _WhichOneofArgType__carbon_weight: _TypeAlias = _typing.Literal["_carbon_weight", b"_carbon_weight"]  # noqa: Y015
+    _WhichOneofReturnType__delay_weight: _TypeAlias = _typing.Literal["delay_weight"]  # noqa: Y015
+    _WhichOneofArgType__delay_weight: _TypeAlias = _typing.Literal["_delay_weight", b"_delay_weight"]  # noqa: Y015
+    _WhichOneofReturnType__price_weight: _TypeAlias = _typing.Literal["price_weight"]  # noqa: Y015
+    _WhichOneofArgType__price_weight: _TypeAlias = _typing.Literal["_price_weight", b"_price_weight"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__carbon_weight) -> _WhichOneofReturnType__carbon_weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__delay_weight) -> _WhichOneofReturnType__delay_weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__price_weight) -> _WhichOneofReturnType__price_weight | None: ...
+
+Global___Routing: _TypeAlias = Routing  # noqa: Y015
+
+@_typing.final
 class JobSpec(_message.Message):
     """What to do with every problem of a job."""
 
@@ -917,6 +966,7 @@ class JobSpec(_message.Message):
     SEARCH_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
+    ROUTING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A name for people; need not be unique."""
     generator: _builtins.str
@@ -937,6 +987,10 @@ class JobSpec(_message.Message):
     def prompt(self) -> Global___Prompt:
         """How problems become prompts."""
 
+    @_builtins.property
+    def routing(self) -> Global___Routing:
+        """Where its steps are sampled."""
+
     def __init__(
         self,
         *,
@@ -947,10 +1001,11 @@ class JobSpec(_message.Message):
         search: Global___Search | None = ...,
         budget: Global___Budget | None = ...,
         prompt: Global___Prompt | None = ...,
+        routing: Global___Routing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "prompt", b"prompt", "search", b"search"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "prompt", b"prompt", "routing", b"routing", "search", b"search"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "checker", b"checker", "generator", b"generator", "name", b"name", "prompt", b"prompt", "search", b"search", "verifier", b"verifier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "checker", b"checker", "generator", b"generator", "name", b"name", "prompt", b"prompt", "routing", b"routing", "search", b"search", "verifier", b"verifier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,6 +25,7 @@ class Generate:
     speculative: bool  # to be sampled only where nothing else waits
     tokens: NDArray[np.int32]  # the chains' tokens, prompt first, one chain after the other
     offsets: NDArray[np.int64]  # [G+1]
+    parent_id: NDArray[np.uint64]  # [G] the last node of each chain
     group: NDArray[np.int32]  # [R] which chain each step continues, ascending
     hint: Hints  # [R]
     tree_id: NDArray[np.uint64]  # [R]
@@ -50,6 +51,7 @@ class Generate:
             speculative=bool(flags & Flag.SPECULATIVE),
             tokens=tokens,
             offsets=offsets,
+            parent_id=forest.node_id[parent[first]],
             group=(np.cumsum(first, dtype=np.int32) - 1).astype(np.int32),
             hint=forest.hints(rows),
             tree_id=forest.trees.tree_id[forest.tree[rows]],

@@ -19,4 +19,11 @@ class EngineError(SchedulerError):
 
 
 class EngineAway(EngineError):
-    """An engine whose server, elsewhere, does not answer or turns us away: it may be back, without a new process of ours."""
+    """An engine that is not there: its server, elsewhere, does not answer or turns us away, or no node can have it.
+
+    It may be back, without a new process of ours.
+    """
+
+
+class FleetError(SchedulerError):
+    """A fleet that can't be: the message is for the operator who has written it down."""

@@ -293,6 +293,7 @@ def without(command: Generate, known: NDArray[np.bool_]) -> Generate:
         command,
         tokens=command.tokens[ranges(command.offsets[groups], lengths)],
         offsets=np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64))),
+        parent_id=command.parent_id[groups],
         group=group.astype(np.int32),
         hint=command.hint[~known],
         tree_id=command.tree_id[~known],

@@ -1,6 +1,7 @@
-"""Which engine a tree's steps go to."""
+"""Which engine a tree's steps go to, and what regions cost."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,25 +15,69 @@ FIRST = np.uint64(2**64 - 1)  # above any hash
 
 
 @dataclass(frozen=True, slots=True)
+class Region:
+    """What it means to sample there."""
+
+    price_per_hour: float = 0.0  # of an engine, in the operator's currency
+    round_trip_ms: float = 0.0  # from the shards
+    carbon_g_per_kwh: float = 0.0  # of its electricity
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Where a job's steps may be sampled, and what matters to it; what is None is up to the operator."""
+
+    regions: tuple[str, ...] = ()  # empty: any
+    price_weight: float | None = None
+    delay_weight: float | None = None
+    carbon_weight: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What regions cost, and what matters to the operator."""
+
+    regions: Mapping[str, Region] = field(default_factory=dict)  # those that are not here cost nothing
+    price_weight: float = 1.0
+    delay_weight: float = 0.01  # an hour's worth of one ms of round trip, in the unit of prices
+    carbon_weight: float = 0.0  # an hour's worth of one g/kWh
+
+    def cost(self, region: str, routing: Routing) -> float:
+        """What an hour of an engine there costs a job, all told."""
+        there = self.regions.get(region, Region())
+        weights = (
+            (routing.price_weight, self.price_weight, there.price_per_hour),
+            (routing.delay_weight, self.delay_weight, there.round_trip_ms),
+            (routing.carbon_weight, self.carbon_weight, there.carbon_g_per_kwh),
+        )
+        return sum((operators if jobs is None else jobs) * amount for jobs, operators, amount in weights)
+
+
+@dataclass(frozen=True, slots=True)
 class Fleet:
     """E engines to choose from, at least one."""
 
     key: NDArray[np.uint64]  # [E] their ids
     slots: NDArray[np.int64]  # [E] sequences that each runs at once, one at least
     load: NDArray[np.int64]  # [E] steps that each has, waiting and under way
+    cost: NDArray[np.float64]  # [E] what each costs; only which costs less than which matters
 
 
 def place(
     keys: NDArray[np.uint64], count: NDArray[np.int64], home: NDArray[np.int64], fleet: Fleet, slack: float = SLACK
 ) -> NDArray[np.int64]:
-    """Place keys on engines: where they were, else by rendezvous hashing, with bounded loads.
+    """Place keys on engines: where they were, else where it costs least, by rendezvous hashing, with bounded loads.
 
-    A key stays on the engine that has its cache. One that has been nowhere, or whose engine is gone, goes to the engine that has
-    the highest hash of both, so that a lost engine moves its own keys alone (Thaler and Ravishankar 1998). An engine whose load
-    has come to `1 + slack` times its fair part, and is full, takes no more: a key then goes to the engine of the next highest
-    hash, and is at home there (the bound of Mirrokni, Thorup and Zadimoghaddam 2018, arXiv:1608.01350, section 2). A tight bound
-    moves fewer keys than a loose one: what is even early need not be evened out late, by keys with longer prefixes. No bound is
-    less than `FULL` times an engine's slots: few steps are not scattered for the sake of evenness.
+    A key stays on the engine that has its cache. One that has been nowhere, or whose engine is gone, goes to one of the engines
+    that cost least, the one that has the highest hash of both, so that a lost engine moves its own keys alone (Thaler and
+    Ravishankar 1998). An engine whose load has come to `1 + slack` times its fair part, and is full, takes no more: a key then
+    goes to the engine of the next highest hash, or of the next higher cost, and is at home there (the bound of Mirrokni, Thorup
+    and Zadimoghaddam 2018, arXiv:1608.01350, section 2). A tight bound moves fewer keys than a loose one: what is even early need
+    not be evened out late, by keys with longer prefixes. No bound is less than `FULL` times an engine's slots: few steps are
+    not scattered for the sake of evenness, and what costs more is not used before what costs less has more than it can run.
+
+    Keys whose home costs more than engines with idle slots leave it for those, as many as there are slots. What makes keys spill
+    over (`FULL` batches on each cheaper engine) is more than what makes them return (less than one), so none goes to and fro.
 
     Args:
         keys: `[K]` what is placed, each once, e.g. tree ids. A key is not divided: the last that an engine takes may exceed its
@@ -45,10 +90,12 @@ def place(
     Returns:
         `[K]` index of each key's engine.
     """
-    score = mix64(keys[:, None], fleet.key[None, :])
+    tier = np.unique(fleet.cost, return_inverse=True)[1]
+    home = _returned(count, home, fleet, tier)
+    score, rank = mix64(keys[:, None], fleet.key[None, :]), np.tile(tier, (len(keys), 1))
     known = np.flatnonzero(home != NOWHERE)
-    score[known, home[known]] = FIRST
-    best = np.argsort(~score, axis=1, kind="stable")
+    score[known, home[known]], rank[known, home[known]] = FIRST, -1
+    best = np.lexsort((~score, rank), axis=1)
     total = int(fleet.load.sum() + count.sum())
     room = np.maximum((1 + slack) * total * fleet.slots / fleet.slots.sum(), FULL * fleet.slots) - fleet.load
     at, left = best[:, 0].copy(), np.arange(len(keys))
@@ -64,3 +111,19 @@ def place(
             over.append(mine[~fits])
         left = np.concatenate([np.empty(0, np.int64), *over])
     return at
+
+
+def _returned(count: NDArray[np.int64], home: NDArray[np.int64], fleet: Fleet, tier: NDArray[np.int64]) -> NDArray[np.int64]:
+    """`[K]` the homes, less those left for engines that cost less: those that cost most first, as far as slots are idle."""
+    if not tier.any():
+        return home
+    home, here = home.copy(), home != NOWHERE
+    load = fleet.load + np.bincount(home[here], count[here], len(fleet.key)).astype(np.int64)
+    idle = np.maximum(fleet.slots - load, 0)
+    taken = int(count[~here].sum())
+    for costly in range(int(tier.max()), 0, -1):
+        mine = np.flatnonzero(here & (tier[home] == costly))
+        leaves = mine[taken + np.cumsum(count[mine]) <= idle[tier < costly].sum()]
+        taken += int(count[leaves].sum())
+        home[leaves] = NOWHERE
+    return home

@@ -5,6 +5,7 @@ from enum import IntEnum
 
 from ramify.scheduler.engines.base import StepParams
 from ramify.scheduler.forest.forest import Aggregate
+from ramify.scheduler.placement import Routing
 from ramify.scheduler.policies.answers import AnswerRule, CutRule
 from ramify.scheduler.policies.base import Policy
 from ramify.scheduler.policies.extract import Extract
@@ -50,6 +51,7 @@ class JobPlan:
     deadline_ms: int = UNBOUNDED  # on the store's clock
     step_prompt: str = ""  # what every step begins with; "{step}" is its number
     context_tokens_max: int = 0  # of the generator, for what people are told; 0: not known
+    routing: Routing = field(default_factory=Routing)
 
     @property
     def bounded(self) -> bool:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from ramify.scheduler.comparers import UnknownRule, check_rule
 from ramify.scheduler.engines.base import StepParams
+from ramify.scheduler.placement import Routing
 from ramify.scheduler.plan import UNBOUNDED, JobPlan
 from ramify.scheduler.policies.knobs import MEANING, KnobError, Knobs
 from ramify.v1 import job_pb2
@@ -102,7 +103,14 @@ def plan_of(job_id: str, spec: job_pb2.JobSpec, problems_total: int, started_ms:
         tokens_per_tree_max=share(budget, "tokens_per_problem_max", "tokens_max", problems_total),
         steps_per_tree_max=share(budget, "steps_per_problem_max", "steps_max", problems_total),
         deadline_ms=started_ms + 1000 * budget.seconds_max if budget.HasField("seconds_max") else UNBOUNDED,
+        routing=routing_of(spec.routing),
     )
+
+
+def routing_of(routing: job_pb2.Routing) -> Routing:
+    """Where a job's steps may be sampled, and what matters to it."""
+    weights = {field.name: value for field, value in routing.ListFields() if field.name != "regions"}
+    return Routing(tuple(routing.regions), **weights)
 
 
 def thoughts_end(prompt: job_pb2.Prompt) -> str:

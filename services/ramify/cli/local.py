@@ -38,6 +38,15 @@ def up(
             help="onnx:FOLDER, vllm:MODEL, openai:URL or simulated, with options as in 'onnx:FOLDER?slots=32'; repeatable."
         ),
     ] = None,
+    fleet: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A TOML file with engines and regions, see docs/regions.md; it is read again when it changes."
+        ),
+    ] = None,
+    ray: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="A Ray cluster that runs already; without it, one of this machine alone.")
+    ] = "",
     verifier_model: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER of a PRM; repeatable.")] = None,
     shards: Annotated[
         int, typer.Option(min=1, max=64, envvar="RAMIFY_SHARDS", help="Scheduler processes, which share the trees.")
@@ -61,13 +70,29 @@ def up(
     """Start a whole Ramify on this machine, in the foreground. Ctrl-C stops it; jobs go on with the next `ramify up`."""
     console = make_console()
     models = tuple(verifier_model or ())
-    config = LocalConfig(home, listen, store, tuple(engine or ()), models, shards, dashboard, lease_s, retain_days)
+    if fleet is not None and engine:
+        raise UsageError("--fleet and --engine both say which engines there are: give one of them")
+    config = LocalConfig(
+        home,
+        listen,
+        store,
+        tuple(engine or ()),
+        fleet,
+        ray,
+        verifier_models=models,
+        shards=shards,
+        dashboard=dashboard,
+        lease_s=lease_s,
+        retain_days=retain_days,
+    )
     with running(config, console, stopped=0) as system:
         console.print(Text("ramify is up", "bold"))
         console.print(f"  gateway    {system.address}")
         token = " (it asks for the token that `ray get-auth-token` prints)" if system.dashboard_url else ""
         console.print(f"  dashboard  {system.dashboard_url or 'off'}{token}")
         console.print(f"  state      {home}")
+        for engine_away in system.away:
+            console.print(Text(f"  waits for  {engine_away}", "yellow"))
         elsewhere = "" if system.address == LISTEN else f" --address {system.address}"
         console.print(f"Submit with `ramify submit FILE{elsewhere}`; Ctrl-C stops, and jobs go on with the next `ramify up`.")
         quiet = threading.Event()

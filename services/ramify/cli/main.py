@@ -66,6 +66,10 @@ def submit(
     thoughts_end: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Answers are looked for after it.  [default: </think>]")
     ] = None,
+    region: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Sample there alone; repeatable.")] = None,
+    price_weight: Annotated[float | None, typer.Option(min=0, help="Of a region's price; see docs/regions.md.")] = None,
+    delay_weight: Annotated[float | None, typer.Option(min=0, help="Of a millisecond of its round trip.")] = None,
+    carbon_weight: Annotated[float | None, typer.Option(min=0, help="Of a gram of CO2 per kWh of its electricity.")] = None,
     seed: Annotated[str | None, typer.Option(metavar="INTEGER", help="The same seed grows the same trees.")] = None,
     budget_tokens: Annotated[int | None, typer.Option(min=1, metavar="TOKENS", help="Tokens of the whole job.")] = None,
     budget_tokens_per_problem: Annotated[int | None, typer.Option(min=1, metavar="TOKENS", help="Tokens of one problem.")] = None,
@@ -107,6 +111,10 @@ def submit(
         "chat": chat,
         "step_prompt": step_prompt,
         "thoughts_end": thoughts_end,
+        "regions": region,
+        "price_weight": price_weight,
+        "delay_weight": delay_weight,
+        "carbon_weight": carbon_weight,
         "seed": seed,
         "tokens_max": budget_tokens,
         "tokens_per_problem_max": budget_tokens_per_problem,

@@ -6,6 +6,7 @@ for enums, its words.
 
 import difflib
 import math
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Literal, TypedDict
 
@@ -71,6 +72,10 @@ class SpecFields(TypedDict, total=False):
     chat: Literal["auto", "always", "never"]
     step_prompt: str
     thoughts_end: str
+    regions: Sequence[str]
+    price_weight: float
+    delay_weight: float
+    carbon_weight: float
 
 
 #: The knobs of a search, in the proto's order.
@@ -79,13 +84,14 @@ SEARCH_KNOBS = MappingProxyType(dict(job_pb2.Search.DESCRIPTOR.fields_by_name))
 _JOB_FIELDS = {
     field.name: field
     for field in job_pb2.JobSpec.DESCRIPTOR.fields
-    if field.message_type is None  # search, budget and prompt are messages: their fields stand for themselves
+    if field.message_type is None  # search, budget, prompt and routing are messages: their fields stand for themselves
 }
 _BUDGET_FIELDS = dict(job_pb2.Budget.DESCRIPTOR.fields_by_name)
 _PROMPT_FIELDS = {
     {"template": "prompt_template", "step": "step_prompt"}.get(name, name): field
     for name, field in job_pb2.Prompt.DESCRIPTOR.fields_by_name.items()
 }
+_ROUTING_FIELDS = dict(job_pb2.Routing.DESCRIPTOR.fields_by_name)
 
 _UINT_MAX = {FieldDescriptor.CPPTYPE_UINT32: 2**32 - 1, FieldDescriptor.CPPTYPE_UINT64: 2**64 - 1}
 
@@ -109,8 +115,10 @@ def job_spec(**fields: object) -> job_pb2.JobSpec:
             _set(spec.budget, _BUDGET_FIELDS[name], value)
         elif name in _PROMPT_FIELDS:
             _set(spec.prompt, _PROMPT_FIELDS[name], value)
+        elif name in _ROUTING_FIELDS:
+            _set(spec.routing, _ROUTING_FIELDS[name], value)
         else:
-            raise unknown_knob(name, [*SEARCH_KNOBS, *_JOB_FIELDS, *_BUDGET_FIELDS, *_PROMPT_FIELDS])
+            raise unknown_knob(name, [*SEARCH_KNOBS, *_JOB_FIELDS, *_BUDGET_FIELDS, *_PROMPT_FIELDS, *_ROUTING_FIELDS])
     return spec
 
 
@@ -133,7 +141,9 @@ def _words(enum: EnumDescriptor) -> dict[int, str]:
 
 
 def _set(message: Message, field: FieldDescriptor, value: object) -> None:
-    if field.message_type is not None:
+    if field is _ROUTING_FIELDS["regions"]:
+        getattr(message, field.name).extend(_texts(field.name, value))
+    elif field.message_type is not None:
         getattr(message, field.name).CopyFrom(_step(value))
     elif field.enum_type is not None:
         setattr(message, field.name, _enum(field, value))
@@ -145,6 +155,14 @@ def _set(message: Message, field: FieldDescriptor, value: object) -> None:
         setattr(message, field.name, value)
     else:
         raise _unexpected(field.name, "text", value)
+
+
+def _texts(name: str, value: object) -> list[str]:
+    if isinstance(value, str):
+        return [each.strip() for each in value.split(",")]
+    if not isinstance(value, Sequence) or not all(isinstance(each, str) for each in value):
+        raise _unexpected(name, "names, with commas between them", value)
+    return [*value]
 
 
 def _step(value: object) -> job_pb2.StepBoundary:

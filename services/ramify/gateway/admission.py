@@ -19,6 +19,7 @@ CHUNK_MAX = 10_000  # problems a message
 PROMPT_MAX = 64 * 1024  # characters of a system prompt, or of a template
 STEP_PROMPT_MAX = 1024
 THOUGHTS_END_MAX = 64
+WEIGHT_MAX = 10**6  # of a price, a round trip, or carbon
 BUDGET_MAX = 2**48  # of anything: what is larger overruns the core's 64-bit columns, and is no bound anyway
 
 
@@ -61,6 +62,7 @@ def fill_spec(spec: job_pb2.JobSpec, models: Sequence[ModelRow]) -> job_pb2.JobS
         search=search,
         budget=spec.budget,
         prompt=fill_prompt(spec.prompt),
+        routing=check_routing(spec.routing),
     )
 
 
@@ -80,6 +82,18 @@ def fill_prompt(prompt: job_pb2.Prompt) -> job_pb2.Prompt:
     filled = job_pb2.Prompt(chat=job_pb2.CHAT_RULE_AUTO, thoughts_end=THOUGHTS_END)
     filled.MergeFrom(prompt)
     return filled
+
+
+def check_routing(routing: job_pb2.Routing) -> job_pb2.Routing:
+    """Raises `InvalidRequest`. That a region has an engine is not checked: one may join later, and until then the job says so."""
+    for field, value in routing.ListFields():
+        if field.name != "regions" and not 0 <= value <= WEIGHT_MAX:
+            raise InvalidRequest(f"spec.routing.{field.name} is {value}, not from 0 to {WEIGHT_MAX:,}")
+    for at, region in enumerate(routing.regions):
+        _check_text(f"spec.routing.regions {at}", region, NAME_MAX)
+        if not region:
+            raise InvalidRequest(f"spec.routing.regions {at} is empty: name a region, or leave regions out for any")
+    return routing
 
 
 def _model(role: str, name: str, models: Sequence[ModelRow]) -> ModelRow:

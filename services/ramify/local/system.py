@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -37,7 +38,9 @@ class LocalConfig:
     home: Path  # state and logs; one system at a time
     listen: str = LISTEN  # of the gateway
     store_url: str = ""  # empty: SQLite in `home`
-    engines: tuple[str, ...] = ()  # see `engines.registry.load_engine`; empty: tiny24
+    engines: tuple[str, ...] = ()  # see `engines.registry.load_engine`; empty: tiny24, or what `fleet` says
+    fleet: Path | None = None  # a file, see `actors.fleet`; it is read again whenever it changes
+    ray: str = ""  # address of a Ray cluster that runs already; empty: one of our own
     verifier_models: tuple[str, ...] = ()  # NAME=FOLDER; empty: tiny24-prm
     shards: int = 1
     dashboard: bool = True
@@ -58,9 +61,11 @@ class LocalSystem:
         self._lock = FileLock(config.home / "lock")
         self._children: list[Child] = []
         self._supervisor: Any = None
+        self._fleet_read = b""  # what the fleet's file held when it was read last
         self._ray_folder: Path | None = None
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True, name="children")
+        self.away: list[str] = []  # engines that were not there when the others were, and why; they are looked for
         self.failure: str = ""  # why a part could not be kept alive
 
     def __enter__(self) -> Self:
@@ -86,7 +91,6 @@ class LocalSystem:
         config, home = self.config, self.config.home
         store_url = config.store_url or f"sqlite+aiosqlite:///{home.absolute() / 'state.db'}"
         models = config.verifier_models or (f"tiny24-prm={tiny24() / 'prm'}",)
-        engines = config.engines or (f"onnx:{tiny24() / 'generator'}",)
         flags = [flag for model in models for flag in ("--model", model)]
         verifier = Child("ramify.verifier", [*flags, "--rule", "countdown"], "127.0.0.1:0", home)
         gateway = Child("ramify.gateway", ["--store", store_url], config.listen, home)
@@ -98,14 +102,17 @@ class LocalSystem:
             child.wait_ready()
         self.address = gateway.address
         self._say(f"verifier on {verifier.address}, log {verifier.log}")
-        self._start_actors(store_url, verifier.address, engines)
+        self._start_actors(store_url, verifier.address)
         self._watcher.start()
 
     def _start_ray(self) -> None:
         # Set before Ray is imported: it reads them once.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's ports and dashboard are for this user alone
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        if self.config.ray:
+            self._join_ray(self.config.ray)
+            return
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's ports and dashboard are for this user alone
         os.environ.setdefault("RAY_process_group_cleanup_enabled", "true")  # vLLM's processes end with their engine's
         import ray
 
@@ -122,30 +129,76 @@ class LocalSystem:
             self.dashboard_url = f"http://{context.dashboard_url}"
             self._say(f"Ray dashboard on {self.dashboard_url}")
 
-    def _start_actors(self, store_url: str, verifier: str, engines: tuple[str, ...]) -> None:
+    def _join_ray(self, address: str) -> None:
         import ray
-        from ray.exceptions import RayError
 
-        from ramify.scheduler.actors.config import EngineConfig, SystemConfig
-        from ramify.scheduler.actors.limits import ShellLimits
-        from ramify.scheduler.actors.supervisor import start_supervisor
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise StartFailed(f"no Ray cluster answers on {address}: {str(error).strip().splitlines()[0]}") from error
+        names = ours()
+        if "ramify:supervisor" in names:
+            ray.shutdown()
+            raise AlreadyRunning(f"a system already runs on the Ray cluster {address}: stop it with Ctrl-C where it was started")
+        end_actors(names)  # of a system that was killed
+
+    def _fleet(self) -> Any:
+        """The engines that there are to be."""
+        import ray
+
+        from ramify.scheduler.actors.config import EngineConfig, FleetConfig
+        from ramify.scheduler.actors.fleet import read_fleet
         from ramify.scheduler.engines.registry import gpus_of
+        from ramify.scheduler.errors import FleetError
 
+        if self.config.fleet is not None:
+            try:
+                self._fleet_read = self.config.fleet.read_bytes() if self.config.fleet.exists() else b""
+                return read_fleet(self.config.fleet)
+            except FleetError as error:
+                raise LocalError(str(error)) from error
+        engines = self.config.engines or (f"onnx:{tiny24() / 'generator'}",)
         there = ray.cluster_resources().get("GPU", 0)
         gpus = [gpus_of(spec) if there else 0 for spec in engines]
         if sum(gpus) > there:  # Ray would wait for more of them for ever
             raise StartFailed(f"the engines take {sum(gpus)} GPUs, and there are {there:.0f}: see tensor_parallel_size")
-        configs = tuple(EngineConfig(f"local:{index}", spec, gpus=gpus[index]) for index, spec in enumerate(engines))
+        return FleetConfig(tuple(EngineConfig(f"local:{index}", spec, gpus=gpus[index]) for index, spec in enumerate(engines)))
+
+    def _start_actors(self, store_url: str, verifier: str) -> None:
+        import ray
+        from ray.exceptions import RayError
+
+        from ramify.scheduler.actors.config import SystemConfig
+        from ramify.scheduler.actors.limits import ShellLimits
+        from ramify.scheduler.actors.supervisor import start_supervisor
+        from ramify.scheduler.errors import SchedulerError
+
+        fleet = self._fleet()
         retention_ms = None if self.config.retain_days is None else round(self.config.retain_days * DAY_MS)
         limits = ShellLimits(self.config.trees_max, round(1000 * self.config.lease_s), retention_ms=retention_ms)
-        system = SystemConfig(store_url, verifier, configs, self.config.shards, limits)
+        system = SystemConfig(store_url, verifier, fleet, self.config.shards, limits)
         self._supervisor = start_supervisor(replace(system, work=self.config.work) if self.config.work else system)
         try:
-            loads = any(spec.startswith("vllm:") for spec in engines)
-            ray.get(self._supervisor.start.remote(), timeout=LOAD_S if loads else START_S)
-        except RayError as error:
+            loads = any(engine.spec.startswith("vllm:") for engine in fleet.engines)
+            self.away = ray.get(self._supervisor.start.remote(), timeout=LOAD_S if loads else START_S)
+        except (RayError, SchedulerError) as error:
             cause = getattr(error, "cause", None) or error
             raise StartFailed(f"the scheduler did not start: {str(cause).strip().splitlines()[-1]}") from error
+
+    def _look_at_fleet(self) -> None:
+        """Have another fleet, if its file says so now; one that can't be read changes nothing."""
+        if self.config.fleet is None:
+            return
+        with contextlib.suppress(OSError):  # it is being replaced
+            if (found := self.config.fleet.read_bytes()) != self._fleet_read:
+                try:
+                    fleet = self._fleet()
+                except LocalError as error:
+                    self._fleet_read = found
+                    log.error("%s; the fleet stays as it was", error)
+                    return
+                log.warning("the fleet has changed: %d engines", len(fleet.engines))
+                self._supervisor.apply.remote(fleet)
 
     def _watch(self) -> None:
         """Bring children that die back to life."""
@@ -157,26 +210,55 @@ class LocalSystem:
                 except LocalError as error:
                     self.failure = str(error)
                     return
+            self._look_at_fleet()
 
     def stop(self) -> None:
         """Commit what is there and end every process. Idempotent; a second Ctrl-C does not cut it short."""
         self._stopping.set()
         if self._watcher.is_alive():
             self._watcher.join()
-        if self._ray_folder is not None:
-            import ray
-
-            if self._supervisor is not None and ray.is_initialized():
-                with contextlib.suppress(Exception):  # what is not committed is sampled again
-                    ray.get(self._supervisor.drain.remote(), timeout=DRAIN_S)
-            started = psutil.Process().children(recursive=True)
-            ray.shutdown()
-            end_all([process for process in started if process.pid not in {child.pid for child in self._children}])
-            shutil.rmtree(self._ray_folder, ignore_errors=True)
-            self._supervisor = self._ray_folder = None
+        self._stop_ray()
         for child in reversed(self._children):
             child.stop()
         self._lock.release()
+
+    def _stop_ray(self) -> None:
+        if "ray" not in sys.modules:
+            return
+        import ray
+
+        if self._supervisor is not None and ray.is_initialized():
+            with contextlib.suppress(Exception):  # what is not committed is sampled again
+                ray.get(self._supervisor.drain.remote(), timeout=DRAIN_S)
+            if self.config.ray:
+                end_actors(ours())
+        started = psutil.Process().children(recursive=True)
+        ray.shutdown()
+        if self._ray_folder is not None:
+            end_all([process for process in started if process.pid not in {child.pid for child in self._children}])
+            shutil.rmtree(self._ray_folder, ignore_errors=True)
+        self._supervisor = self._ray_folder = None
+
+
+def ours() -> list[str]:
+    """Names of the actors that there are of ours."""
+    import ray
+
+    from ramify.scheduler.actors.config import NAMESPACE
+
+    actors: Any = ray.util.list_named_actors(all_namespaces=True)
+    return [actor["name"] for actor in actors if actor["namespace"] == NAMESPACE]
+
+
+def end_actors(names: list[str]) -> None:
+    """End actors, the supervisor before those that it looks after."""
+    import ray
+
+    from ramify.scheduler.actors.config import NAMESPACE
+
+    for name in sorted(names, key=lambda name: name != "ramify:supervisor"):
+        with contextlib.suppress(ValueError):  # it has ended meanwhile
+            ray.kill(ray.get_actor(name, namespace=NAMESPACE))
 
 
 def end_all(processes: list[psutil.Process]) -> None:

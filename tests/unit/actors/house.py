@@ -41,6 +41,7 @@ class Engine:
     """A simulated engine without time, which holds its answers back when it is told to."""
 
     name: str = "one"
+    region: str = ""
     revision: str = "1"
     gone: bool = False
     batches_left: int = 1 << 30  # that it answers; the others wait

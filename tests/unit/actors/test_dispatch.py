@@ -58,6 +58,7 @@ class Engine:
     calls: list[Call] = field(default_factory=list)
     gone: bool = False
     info: ModelInfo = INFO
+    region: str = ""
 
     async def describe(self) -> ModelInfo:
         if self.gone:

@@ -29,6 +29,7 @@ class Mortal:
 
     poisons: Sequence[int]
     name: str = "one"
+    region: str = ""
     deaths: list[int] = field(default_factory=list)  # steps that each took along
     away: int = 0  # looks at it until it is back
     gate: Gate = field(default_factory=Gate)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ramify.scheduler.actors.config import SystemConfig
+from ramify.scheduler.actors.config import FleetConfig, SystemConfig
 from ramify.scheduler.actors.shard_actor import GOOD_S, RESTART_S, RESTART_S_MAX, ShardActor
 from ramify.scheduler.errors import IllegalEvent
 from ramify.scheduler.events import StepsScored
@@ -21,7 +21,7 @@ class Actor:
     """One in this process, on a clock that the test moves."""
 
     def __init__(self, home: House) -> None:
-        config = SystemConfig(home.database.url, "127.0.0.1:1", (), limits=LIMITS)
+        config = SystemConfig(home.database.url, "127.0.0.1:1", FleetConfig(()), limits=LIMITS)
         self.now_s = 1000.0
         kind = ShardActor.__ray_metadata__.modified_class  # type: ignore[attr-defined]
         self.home, self.actor = home, kind(3, config, home.engines, lambda: self.now_s)

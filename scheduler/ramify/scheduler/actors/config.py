@@ -5,11 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ramify.scheduler.actors.limits import ShellLimits
+from ramify.scheduler.placement import Terms
 from ramify.store.database import Database
 from ramify.store.work import Work
 
 NAMESPACE = "ramify"  # of the named actors
 DRAIN_S = 6.0  # a drain ends within this time: what is not committed by then is sampled again, by whoever has the slots next
+REGION_LABEL = "ray.io/region"  # of a node
+RAYS_REGION_LABEL = "ray.io/availability-region"  # which Ray itself takes from RAY_NODE_REGION
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +21,20 @@ class EngineConfig:
 
     name: str  # e.g. "local:0"; the actor is called ramify:engine:local:0
     spec: str  # see `engines.registry.load_engine`
-    labels: Mapping[str, str] = field(default_factory=dict)  # of the nodes where it belongs, see `placed`
+    region: str = ""  # of the nodes where it may run; empty: any
+    labels: Mapping[str, str] = field(default_factory=dict)  # that these nodes have besides
     gpus: float = 0  # that Ray keeps for it alone
+    strays: bool = False  # whether it runs on any other node while there is none with its labels
+
+
+@dataclass(frozen=True, slots=True)
+class FleetConfig:
+    """All engines, and what regions cost. May change while jobs run."""
+
+    engines: tuple[EngineConfig, ...]
+    terms: Terms = field(default_factory=Terms)
+    region_label: str = REGION_LABEL  # by which nodes tell their region
+    revision: int = 0  # the higher one is the later one
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +43,32 @@ class SystemConfig:
 
     store_url: str
     verifier_address: str
-    engines: tuple[EngineConfig, ...]
+    fleet: FleetConfig
     shards: int = 1
     limits: ShellLimits = field(default_factory=ShellLimits)  # of each shard
     work: Callable[[Database], Work] = Work  # what shards do with the store; measurements have others
-    shard_labels: tuple[Mapping[str, str], ...] = ()  # of the nodes where the first shards belong, see `placed`; others: anywhere
+    shard_labels: tuple[
+        Mapping[str, str], ...
+    ] = ()  # of the nodes where the first shards belong, see `straying`; others: anywhere
 
 
-def placed(labels: Mapping[str, str]) -> dict[str, Any]:
-    """Options of an actor that belongs on a node with some labels; while there is none with room, it runs on any other."""
-    if not labels:
+def selectors(engine: EngineConfig, region_label: str) -> list[dict[str, str]]:
+    """Labels of the nodes where an engine may run: those of any of these."""
+    keys = [region_label, *([RAYS_REGION_LABEL] if region_label == REGION_LABEL else [])]
+    found = [{key: engine.region, **engine.labels} for key in keys] if engine.region else [dict(engine.labels)]
+    return [*found, *([{}] if engine.strays and found != [{}] else [])]
+
+
+def placed(choices: list[dict[str, str]]) -> dict[str, Any]:
+    """Options of an actor that belongs on a node with some labels, or else with others.
+
+    While there is none with any of these, Ray keeps it waiting and says nothing.
+    """
+    if choices == [{}]:
         return {}
-    return {"label_selector": dict(labels), "fallback_strategy": [{"label_selector": {}}]}
+    return {"label_selector": choices[0], "fallback_strategy": [{"label_selector": choice} for choice in choices[1:]]}
+
+
+def straying(labels: Mapping[str, str]) -> list[dict[str, str]]:
+    """Of nodes with some labels, or else of any."""
+    return [dict(labels), {}] if labels else [{}]

@@ -1,7 +1,7 @@
 """Sends what the shard wants sampled to the engines, as columns, as far as their credits reach.
 
 An engine that is lost gets nothing more until it answers again; what waited for it, and what it was at, goes elsewhere at once.
-What it was at may be what it died of: see `quarantine`.
+What it was at may be what it died of: see `quarantine`. Engines may come and go: one that leaves ends what it is at.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ramify.scheduler.actors.homes import Homes, Place
 from ramify.scheduler.actors.lanes import Call, EngineHandle, Lane, Queue, Rows, Stuck, names, told
 from ramify.scheduler.actors.quarantine import Quarantine
 from ramify.scheduler.commands import Generate, Withdraw
@@ -20,7 +21,7 @@ from ramify.scheduler.engines.base import ModelInfo
 from ramify.scheduler.events import Event
 from ramify.scheduler.forest.ids import job_key
 from ramify.scheduler.journal import without
-from ramify.scheduler.placement import NOWHERE, Fleet, place
+from ramify.scheduler.placement import Routing, Terms, place
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +31,8 @@ PROBE_S = 0.25  # from one look at an engine that is away to the next; twice as 
 PROBE_S_MAX = 8.0
 ANSWER_S = 30.0  # an engine that says nothing for so long is asked whether it is there, and must answer in as much again
 LOOK_S = 5.0  # between two looks for such engines
-HOMES_MAX = 1 << 18  # trees of which it is known where they are, those that came last; others are placed by their hashes
 EVEN_S = 0.1  # between two tries to have an idle engine do what waits for another
-
-Place = Callable[[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64], Fleet], NDArray[np.int64]]
-"""See `placement.place`."""
+ANYWHERE = Routing()
 
 
 class Dispatcher:
@@ -44,6 +42,7 @@ class Dispatcher:
         self,
         engines: Sequence[EngineHandle],
         post: Callable[[Event], None],
+        terms: Terms = Terms(),  # noqa: B008 (it is immutable)
         *,
         speculative_max: int = SPECULATIVE_MAX,
         tries_max: int = TRIES_MAX,
@@ -53,11 +52,11 @@ class Dispatcher:
     ) -> None:
         """Hand events to `post`; nothing is sent before `begin`. Measurements have another `place`."""
         self._lanes = [Lane(engine, job_key(engine.name)) for engine in engines]
+        self._terms, self._homes = terms, Homes(place)
         self._speculative_max = speculative_max
-        self._post, self._now_s, self._sleep, self._choose = post, now_s, sleep, place
+        self._post, self._now_s, self._sleep = post, now_s, sleep
         self._quarantine = Quarantine(tries_max)
         self._tasks: set[asyncio.Task[None]] = set()  # calls, and what looks after engines
-        self._homes: dict[int, int] = {}  # by tree: key of the engine that has its cache
         self._homeless = Queue()  # while no engine with the model is alive
         self._homeless_since: dict[str, float] = {}  # by job
         self._evened_s = -EVEN_S  # when what waits was placed anew
@@ -71,6 +70,29 @@ class Dispatcher:
             self._start(self._await_return(lane))
         self._start(self._watch())
 
+    def use(self, engines: Sequence[EngineHandle], terms: Terms) -> None:
+        """From now on there are these engines, and this is what regions cost.
+
+        Those that are new are looked for; those that are there no more end what they are at, and are sent nothing more.
+        """
+        self._terms, self._changed = terms, True
+        for lane in [*self._lanes]:
+            if lane.engine not in engines and not lane.leaves:
+                lane.leaves = True
+                self._lose(lane, f"engine {lane.engine.name} leaves")
+                self._end(lane)
+        known = [lane.engine for lane in self._lanes if not lane.leaves]
+        for engine in engines:
+            if engine not in known:
+                self._lanes.append(Lane(engine, job_key(engine.name)))
+                if self._tasks:  # it has begun
+                    self._start(self._await_return(self._lanes[-1]))
+
+    def _end(self, lane: Lane) -> None:
+        """Forget an engine that leaves, once nothing is under way there."""
+        if lane.leaves and not lane.calls:
+            self._lanes.remove(lane)
+
     @property
     def busy(self) -> bool:
         """Whether any step waits or is under way."""
@@ -83,7 +105,7 @@ class Dispatcher:
         for command in self._homeless:
             job_id = command.plan.job_id
             known = found.get(job_id)
-            reason = known.reason if known else self.missing(command.plan.generator)
+            reason = known.reason if known else self.missing(command.plan.generator, command.plan.routing)
             found[job_id] = Stuck(reason, len(command.hint) + (known.steps if known else 0), self._homeless_since[job_id])
         return found
 
@@ -92,13 +114,25 @@ class Dispatcher:
         """Whether each engine answers, by its name."""
         return {lane.engine.name: lane.alive for lane in self._lanes}
 
+    @property
+    def moved_tokens(self) -> int:
+        """Tokens of chains that an engine had to prefill though another one has them, for they went on there."""
+        return self._homes.moved_tokens
+
     def info(self, model: str) -> ModelInfo | None:
         """What a model is (its name, or name@revision), if an engine has it, or had it when it was last seen."""
         return next((lane.info for lane in self._lanes if lane.serves(model)), None)
 
-    def missing(self, model: str) -> str:
-        """Why no engine samples with a model."""
+    def missing(self, model: str, routing: Routing = ANYWHERE) -> str:
+        """Why no engine samples with a model for a job."""
         name, _, revision = model.partition("@")
+        elsewhere = {lane.engine.region for lane in self._lanes if lane.alive and lane.serves(model)}
+        if elsewhere:
+            known = {lane.engine.region for lane in self._lanes}
+            unknown = [region for region in routing.regions if region not in known]
+            told_so = f"; no engine belongs to {', '.join(unknown)}" if unknown else ""
+            have = ", ".join(sorted(region or "no region" for region in elsewhere))
+            return f"{name} is alive in {have}, and the job allows {', '.join(routing.regions)} alone{told_so}"
         others = {lane.info.revision for lane in self._lanes if lane.alive and lane.info and lane.info.name == name}
         if others:
             return f"the job keeps to revision {revision} of {name}, the engines have {', '.join(sorted(others))}"
@@ -122,14 +156,15 @@ class Dispatcher:
         self._place(command)
 
     def _place(self, command: Generate) -> None:
-        lanes = [lane for lane in self._lanes if lane.alive and lane.serves(command.plan.generator)]
+        lanes = [lane for lane in self._lanes if lane.may_take(command.plan.generator, command.plan.routing)]
         if not lanes:
             self._homeless.append(command)
             self._homeless_since.setdefault(command.plan.job_id, self._now_s())
             return
-        at = self._choose_lanes(command, lanes)
+        one = len(self._lanes) == 1
+        at = np.zeros(len(command.hint), np.int64) if one else self._homes.choose(command, lanes, self._terms)
         for index in np.unique(at).tolist():
-            mine = command if len(lanes) == 1 else without(command, at != index)
+            mine = command if one else without(command, at != index)
             suspect = mine.attempt > 0
             if not suspect.any():
                 (lanes[index].speculative if command.speculative else lanes[index].waiting).append(mine)
@@ -137,19 +172,6 @@ class Dispatcher:
             lanes[index].suspects.append(without(mine, ~suspect))
             if not suspect.all():
                 (lanes[index].speculative if command.speculative else lanes[index].waiting).append(without(mine, suspect))
-
-    def _choose_lanes(self, command: Generate, lanes: Sequence[Lane]) -> NDArray[np.int64]:
-        """`[R]` which of the engines each step goes to: those of a tree go together, and where its cache is."""
-        if len(lanes) == 1:
-            return np.zeros(len(command.hint), np.int64)
-        trees, tree, count = np.unique(command.tree_id, return_inverse=True, return_counts=True)
-        index = {lane.key: at for at, lane in enumerate(lanes)}
-        known = [index.get(self._homes.get(name, 0), NOWHERE) for name in trees.tolist()]
-        at = self._choose(trees, count, np.array(known, np.int64), fleet(lanes))
-        self._homes.update(zip(trees.tolist(), [lanes[one].key for one in at.tolist()], strict=True))
-        while len(self._homes) > HOMES_MAX:
-            del self._homes[next(iter(self._homes))]
-        return np.asarray(at[tree])
 
     def withdraw(self, command: Withdraw) -> None:
         """Drop what has not been sent; the shard hears that it is lost. What is under way ends by itself."""
@@ -225,6 +247,8 @@ class Dispatcher:
     def _call(self, lane: Lane, commands: list[Generate], *, alone: bool) -> None:
         call = Call.of(commands, alone=alone)
         lane.under_way += len(call.open)
+        for command in commands if len(self._lanes) > 1 else []:
+            self._homes.sent(command, lane)
         lane.heard_s = self._now_s() if not lane.calls else lane.heard_s
         if call.guess.any():
             self._speculating += int(call.guess.sum())
@@ -260,6 +284,7 @@ class Dispatcher:
             self._lose(lane, reason)
         finally:
             lane.calls.pop(asyncio.current_task(), None)  # type: ignore[arg-type]  # it runs in one
+            self._end(lane)
             for name in call.rows.names[call.guess].tolist() if call.guess.any() else []:
                 self._guesses.pop(name, None)
         lost = np.flatnonzero(call.open)
@@ -290,15 +315,16 @@ class Dispatcher:
                 self._homeless.append(command)
                 self._homeless_since.setdefault(command.plan.job_id, self._now_s())
         self._changed = True
-        self._start(self._await_return(lane))
+        if not lane.leaves:
+            self._start(self._await_return(lane))
 
     async def _await_return(self, lane: Lane) -> None:
         pause_s = PROBE_S
-        while not lane.alive:
+        while not lane.alive and not lane.leaves:
             try:
                 async with asyncio.timeout(ANSWER_S):
                     lane.info = await lane.engine.describe()
-                lane.alive = self._changed = True
+                lane.alive = self._changed = not lane.leaves
             except Exception as error:  # it is still away
                 lane.reason = told(error)
                 log.info("engine %s is still away: %s", lane.engine.name, lane.reason)
@@ -328,12 +354,3 @@ class Dispatcher:
                 task.cancel()
         else:
             lane.heard_s = self._now_s()
-
-
-def fleet(lanes: Sequence[Lane]) -> Fleet:
-    """Engines as placement sees them."""
-    return Fleet(
-        key=np.array([lane.key for lane in lanes], np.uint64),
-        slots=np.array([lane.slots for lane in lanes], np.int64),
-        load=np.array([lane.load for lane in lanes], np.int64),
-    )

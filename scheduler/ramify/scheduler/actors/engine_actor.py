@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import ray
 
-from ramify.scheduler.actors.config import NAMESPACE, EngineConfig, placed
+from ramify.scheduler.actors.config import NAMESPACE, REGION_LABEL, EngineConfig, placed, selectors
 from ramify.scheduler.actors.gate import Gate
 from ramify.scheduler.engines.base import Engine, EngineStats, ModelInfo, StepBatch, StepResults
 from ramify.scheduler.engines.registry import load_engine
@@ -18,6 +19,8 @@ from ramify.scheduler.errors import EngineAway, EngineError
 log = logging.getLogger(__name__)
 
 CALLS_MAX = 1000  # batches open at once
+PLACED_S = 2.0  # after which an actor that does not answer is looked at more closely
+STARTED_S = 25.0  # in which one is expected to have started
 NO_STEPS = StepBatch(
     tokens=np.empty(0, np.int32),
     offsets=np.zeros(1, np.int64),
@@ -46,6 +49,8 @@ class EngineActor:
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
         self._rows_open = 0
+        self._quiet = asyncio.Event()
+        self._quiet.set()
         self._gate = Gate()
         self._loading = asyncio.Lock()
         # A model that can't be loaded is told by `describe`; raised here, Ray would try again for ever.
@@ -91,9 +96,14 @@ class EngineActor:
         """What its engine has done since this process was started."""
         return self._loaded().stats()
 
+    async def idle(self) -> None:
+        """Return once it has answered all that it was asked for."""
+        await self._quiet.wait()
+
     async def generate(self, batch: StepBatch, *, alone: bool = False) -> AsyncIterator[StepResults]:
         """See `EngineHandle.generate`."""
         self._rows_open += len(batch)
+        self._quiet.clear()
         left = len(batch)
         try:
             async with self._gate.passed(alone=alone):
@@ -105,32 +115,82 @@ class EngineActor:
                     yield results
         finally:
             self._rows_open -= left
+            if not self._rows_open:
+                self._quiet.set()
 
 
 class RayEngine:
     """An engine in another process. Picklable: shards get theirs from the supervisor."""
 
-    def __init__(self, name: str, actor: Any) -> None:
-        self._name, self._actor = name, actor
+    def __init__(self, config: EngineConfig, choices: list[dict[str, str]], actor: Any) -> None:
+        """Make a handle on an actor; `choices` are the labels of the nodes where it may run, see `config.selectors`."""
+        self.config, self.choices, self.actor = config, choices, actor
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RayEngine) and (self.config, self.choices) == (other.config, other.choices)
+
+    def __hash__(self) -> int:
+        return hash(self.config.name)
 
     @property
     def name(self) -> str:
         """Unique in the system."""
-        return self._name
+        return self.config.name
 
-    async def describe(self) -> ModelInfo:
-        """What its model is; raises while the actor is away."""
-        info: ModelInfo = await self._actor.describe.remote()
-        return info
+    @property
+    def region(self) -> str:
+        """Where it is."""
+        return self.config.region
+
+    async def describe(self, patience_s: float = STARTED_S) -> ModelInfo:
+        """What its model is; raises while the actor is away.
+
+        Raises:
+            EngineAway: no node can have it, or it has not started within `patience_s`.
+        """
+        answer = asyncio.ensure_future(_answer(self.actor.describe.remote()))
+        try:
+            if not (await asyncio.wait({answer}, timeout=PLACED_S))[0]:
+                # Ray keeps an actor that fits nowhere waiting for ever, and says nothing.
+                nodes = await asyncio.to_thread(ray.nodes)
+                if why := unplaceable(self.config, self.choices, nodes):
+                    raise EngineAway(why)
+                if not (await asyncio.wait({answer}, timeout=patience_s))[0]:
+                    raise EngineAway(f"it has not started within {patience_s:.0f} s: it still loads, or Ray has no room for it")
+            info: ModelInfo = await answer
+            return info
+        finally:
+            answer.cancel()
 
     async def generate(self, batch: StepBatch, *, alone: bool = False) -> AsyncIterator[StepResults]:
         """See `EngineHandle.generate`; raises a RayError when the actor is lost."""
-        async for reference in self._actor.generate.remote(batch, alone=alone):
+        async for reference in self.actor.generate.remote(batch, alone=alone):
             yield await reference
 
 
-def start_engine(config: EngineConfig) -> RayEngine:
+async def _answer(reference: Any) -> Any:
+    return await reference
+
+
+def unplaceable(config: EngineConfig, choices: list[dict[str, str]], nodes: Sequence[Mapping[str, Any]]) -> str:
+    """Why none of Ray's nodes can have an engine; empty: one can."""
+    alive = [node for node in nodes if node["Alive"]]
+    fit = [node for node in alive if any(choice.items() <= node["Labels"].items() for choice in choices)]
+    wanted = " or ".join(", ".join(f"{key}={value}" for key, value in choice.items()) for choice in choices)
+    if not fit:
+        keys = {key for choice in choices for key in choice}
+        there = Counter(", ".join(f"{key}={node['Labels'][key]}" for key in sorted(keys & {*node["Labels"]})) for node in alive)
+        have = "; ".join(f"{count} with {labels or 'none of these labels'}" for labels, count in sorted(there.items()))
+        return f"no node has the label {wanted}; there are {have}: start one with `ray start --labels`, or mend the fleet"
+    most = max(node["Resources"].get("GPU", 0) for node in fit)
+    if most < config.gpus:
+        return f"it needs {config.gpus:g} GPUs on one node{f' with {wanted}' if wanted else ''}, and the largest has {most:g}"
+    return ""
+
+
+def start_engine(config: EngineConfig, region_label: str = REGION_LABEL) -> RayEngine:
     """Start an engine actor, or find it: Ray restarts it whenever its process dies, and it outlives who has started it."""
+    choices = selectors(config, region_label)
     actor = EngineActor.options(  # type: ignore[attr-defined]
         name=f"ramify:engine:{config.name}",
         namespace=NAMESPACE,
@@ -141,6 +201,6 @@ def start_engine(config: EngineConfig) -> RayEngine:
         max_restarts=-1,
         max_task_retries=0,  # a lost call may have been carried out: the shard decides what is sampled again
         max_concurrency=CALLS_MAX,
-        **placed(config.labels),
+        **placed(choices),
     ).remote(config)
-    return RayEngine(config.name, actor)
+    return RayEngine(config, choices, actor)

@@ -14,6 +14,7 @@ from ramify.scheduler.engines.base import ModelInfo, StepBatch, StepResults
 from ramify.scheduler.events import StepsLost, StepsSampled
 from ramify.scheduler.forest.forest import Hints
 from ramify.scheduler.forest.ids import mix64
+from ramify.scheduler.placement import Routing
 
 QUEUE_FACTOR = 2  # credits for each of an engine's slots: a full batch runs, another waits at its door
 REASON_CHARS_MAX = 200  # of what an engine failed with
@@ -25,6 +26,11 @@ class EngineHandle(Protocol):
     @property
     def name(self) -> str:
         """Unique in the system."""
+        ...
+
+    @property
+    def region(self) -> str:
+        """Where it is; empty: where everything is."""
         ...
 
     async def describe(self) -> ModelInfo:
@@ -166,6 +172,7 @@ class Lane:
     key: int
     info: ModelInfo | None = None  # None: it has never answered
     alive: bool = False
+    leaves: bool = False  # ends what it is at, and is sent nothing more
     reason: str = "it has not answered yet"  # why it is not alive
     waiting: Queue = field(default_factory=Queue)
     speculative: Queue = field(default_factory=Queue)  # sent when nothing else waits
@@ -198,6 +205,10 @@ class Lane:
     def load(self) -> int:
         """Steps that it has, waiting and under way."""
         return self.under_way + sum(queue.steps for queue in self.queues)
+
+    def may_take(self, model: str, routing: Routing) -> bool:
+        """Whether it may sample with a model for a job."""
+        return self.alive and self.serves(model) and (not routing.regions or self.engine.region in routing.regions)
 
     def serves(self, model: str) -> bool:
         """Whether it has a model: its name, or name@revision."""

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from ramify.scheduler.actors.aside import Aside
-from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, SystemConfig, placed
+from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, FleetConfig, SystemConfig, placed, straying
 from ramify.scheduler.actors.lanes import EngineHandle
 from ramify.scheduler.actors.shell import Shell, ShellStatus
 from ramify.scheduler.memory import keep_freed_memory
@@ -52,7 +52,7 @@ class ShardActor:
     ) -> None:
         keep_freed_memory()
         sys.setswitchinterval(SWITCH_S)
-        self._index, self._config, self._engines = index, config, engines
+        self._index, self._config, self._engines, self._fleet = index, config, engines, config.fleet
         self._store: Aside | None = None  # of the shell
         self._closing: asyncio.Task[None] | None = None  # of the shell before
         self._verifier = VerifierClient(config.verifier_address)
@@ -70,8 +70,21 @@ class ShardActor:
         state = " paused" if self._shell.paused else ""
         return f"{name}{state} {len(self._shell.keeper.slots)} slots {self._shell.shard.live_trees} trees"
 
-    async def ensure(self) -> None:
+    async def use(self, engines: Sequence[EngineHandle], fleet: FleetConfig) -> None:
+        """Work with other engines from now on, or with other terms."""
+        self._engines, self._fleet = engines, fleet
+        if self._shell is not None:
+            self._shell.use(engines, fleet.terms)
+
+    async def fleet(self) -> FleetConfig:
+        """What it works with."""
+        return self._fleet
+
+    async def ensure(self) -> int:
         """Start working, or go on; called over and over by the supervisor.
+
+        Returns:
+            Revision of the fleet that it works with.
 
         Raises:
             Exception: what the shell has died of since the last call; a new one is started after a while.
@@ -95,8 +108,10 @@ class ShardActor:
             if self._store is not None:  # which knows what its shell has recovered; it may take as long as the database does
                 self._closing = asyncio.create_task(self._store.close())
             self._store = Aside(self._config.store_url, self._config.work)
-            self._shell = Shell(self._store, owner, self._engines, self._verifier, self._config.limits)
+            limits, terms = self._config.limits, self._fleet.terms
+            self._shell = Shell(self._store, owner, self._engines, self._verifier, limits, terms)
             self._run, self._began_s = asyncio.create_task(self._shell.run()), now_s
+        return self._fleet.revision
 
     async def status(self) -> ShardStatus:
         """How it stands."""
@@ -142,5 +157,5 @@ def start_shard(index: int, config: SystemConfig, engines: Sequence[EngineHandle
         num_cpus=0,
         max_restarts=-1,
         max_task_retries=0,
-        **placed(labels),
+        **placed(straying(labels)),
     ).remote(index, config, engines)

@@ -32,6 +32,7 @@ from ramify.scheduler.events import Committed, Event, SlotsReleased, StepsSample
 from ramify.scheduler.forest.columns import TreeStatus
 from ramify.scheduler.forest.ids import tree_ids
 from ramify.scheduler.journal import Journal
+from ramify.scheduler.placement import Terms
 from ramify.scheduler.shard import Shard
 from ramify.scheduler.slots import SLOTS, in_slots, slot_of
 from ramify.store.errors import DiskFull
@@ -65,6 +66,7 @@ class ShellStatus:
     commits: int
     waits: tuple[Wait, ...]
     engines: dict[str, bool]  # whether each answers
+    moved_tokens: int  # see `Dispatcher`
 
 
 class Shell:
@@ -77,6 +79,7 @@ class Shell:
         engines: Sequence[EngineHandle],
         verifier: Client,
         limits: ShellLimits | None = None,
+        terms: Terms | None = None,
         *,
         now_s: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -89,6 +92,7 @@ class Shell:
             engines: all that there are.
             verifier: all that score.
             limits: bounds.
+            terms: what regions cost.
             now_s: the monotonic clock.
             sleep: waits for a number of seconds.
         """
@@ -116,7 +120,9 @@ class Shell:
             now_s=now_s,
             sleep=sleep,
         )
-        self._dispatcher = Dispatcher(engines, self.post, tries_max=limits.shard.tries_max, now_s=now_s, sleep=sleep)
+        self._dispatcher = Dispatcher(
+            engines, self.post, terms or Terms(), tries_max=limits.shard.tries_max, now_s=now_s, sleep=sleep
+        )
         scorer = PinnedVerifier(verifier, now_s)
         self._admission = Admission(work, lambda: self.keeper.settled_claim, self._dispatcher, scorer, self.post, now_s)
         self._scoring = Scoring(scorer, self._admission.references, self.post, now_s=now_s)
@@ -136,6 +142,11 @@ class Shell:
     def post(self, event: Event) -> None:
         """Hand the shard an event; it is handled in the loop's next turn."""
         self._inbox.append(event)
+        self._wake.set()
+
+    def use(self, engines: Sequence[EngineHandle], terms: Terms) -> None:
+        """See `Dispatcher.use`."""
+        self._dispatcher.use(engines, terms)
         self._wake.set()
 
     def stop(self) -> None:
@@ -169,6 +180,7 @@ class Shell:
             commits=self.commits,
             waits=tuple(self._waits()),
             engines=self._dispatcher.alive,
+            moved_tokens=self._dispatcher.moved_tokens,
         )
 
     async def run(self) -> None:

@@ -1,17 +1,24 @@
-"""The supervisor: starts engines and shards, says which models there are, and keeps the shards at work."""
+"""The supervisor: starts engines and shards, says which models there are, and keeps the shards at work.
+
+Engines may come and go while jobs run: it is given another fleet, and tells the shards.
+"""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Container, Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import ray
 import tenacity
 
-from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, SystemConfig
+from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, FleetConfig, SystemConfig
 from ramify.scheduler.actors.engine_actor import RayEngine, start_engine
 from ramify.scheduler.actors.shard_actor import CUT_S, ShardStatus, name_of, start_shard
+from ramify.scheduler.engines.base import ModelInfo
+from ramify.scheduler.errors import EngineAway
 from ramify.scheduler.slots import SLOTS
 from ramify.store.database import Database
 from ramify.store.jobs import Jobs, ModelRow
@@ -23,7 +30,10 @@ WATCH_S = 0.5  # between two looks at a shard
 ANSWER_S = 10.0  # in which a shard says that it is there; it may stand still, and others are looked after meanwhile
 STATUS_S = 2.0  # in which it says how it stands
 RESUME_S_MAX = 5.0  # between two tries to find what a predecessor has started
+GENERATOR = "generator"  # role of a model that an engine has
 LEAVE_S = 0.5  # for its answer to a drain to arrive
+JOIN_S_MAX = 10.0  # between two tries to learn what the model of an engine is that has joined
+LEAVE_S_MAX = 120.0  # in which an engine that leaves must be idle; what it is at then is sampled elsewhere
 
 
 @dataclass(slots=True)
@@ -40,36 +50,132 @@ class Supervisor:
     """One in a system. What it has started outlives it; Ray restarts it, and it looks after what is there."""
 
     def __init__(self, config: SystemConfig) -> None:
-        self._config = config
-        self._engines: list[RayEngine] = []
+        self._config, self._fleet = config, config.fleet
+        self._engines: dict[str, RayEngine] = {}
+        self._infos: dict[str, ModelInfo] = {}  # of engines that have answered
+        self._joining: dict[str, asyncio.Task[None]] = {}  # of those that have not
+        self._applying, self._publishing = asyncio.Lock(), asyncio.Lock()
         self._shards: dict[int, Shard] = {}
         context = ray.get_runtime_context()
         if context.was_current_actor_reconstructed:
             context.current_actor.resume.remote()
 
     def __repr__(self) -> str:
-        return f"ramify:supervisor {len(self._shards)} shards {len(self._config.engines)} engines"
+        return f"ramify:supervisor {len(self._shards)} shards {len(self._engines)} engines"
 
-    async def start(self) -> None:
-        """Start everything; returns when jobs can be submitted. Raises what an engine or the verifier can't start for."""
-        self._engines = [start_engine(config) for config in self._config.engines]
-        database = Database(self._config.store_url)
-        await database.migrate()
-        await Jobs(database).put_models(await self._models())
-        await database.close()
+    async def start(self) -> list[str]:
+        """Start everything; returns when jobs can be submitted. Raises what an engine or the verifier can't start for.
+
+        Returns:
+            Which engines are away, and why; they are looked for. If all were, it would have raised.
+        """
+        engines = self._start_engines()
+        async with opened(self._config.store_url) as database:
+            await database.migrate()
+        found = await asyncio.gather(*(engine.describe(inf) for engine in engines), return_exceptions=True)
+        away = {engine: each for engine, each in zip(engines, found, strict=True) if isinstance(each, BaseException)}
+        for error in away.values():
+            if len(away) == len(found) or not isinstance(error, EngineAway):
+                raise error
+        self._infos = {
+            engine.name: each for engine, each in zip(engines, found, strict=True) if not isinstance(each, BaseException)
+        }
+        self._look_for(away)
+        await self._publish(await self._scorers())
         await self.scale(self._config.shards)
+        return [f"{engine.name}: {error}" for engine, error in away.items()]
 
     @tenacity.retry(
         wait=tenacity.wait_random_exponential(max=RESUME_S_MAX), before_sleep=tenacity.before_sleep_log(log, logging.ERROR)
     )
     async def resume(self) -> None:
         """Look after what its predecessor has started; nobody else does, so it is tried until it succeeds."""
-        self._engines = [start_engine(config) for config in self._config.engines]
         actors: Any = ray.util.list_named_actors(all_namespaces=True)
         there = {actor["name"] for actor in actors if actor["namespace"] == NAMESPACE}
         found = [index for index in range(SLOTS) if name_of(index) in there]
+        for index in found:
+            with contextlib.suppress(Exception):  # it is just starting, or stands still: another may know
+                async with asyncio.timeout(STATUS_S):
+                    known: FleetConfig = await ray.get_actor(name_of(index), namespace=NAMESPACE).fleet.remote()
+                self._fleet = max(self._fleet, known, key=lambda fleet: fleet.revision)
+        self._look_for(self._start_engines())
         log.warning("the supervisor was started anew, and looks after shards %s", ", ".join(map(str, found)))
         self._look_after(found or range(self._config.shards))
+
+    async def apply(self, fleet: FleetConfig) -> None:
+        """Have another fleet.
+
+        Engines that are new join at once; those that are there no more, or have changed, end what they are at first. Returns
+        when all is as it should be, which may take as long as the longest step.
+        """
+        async with self._applying:
+            self._fleet = replace(fleet, revision=self._fleet.revision + 1)
+            wanted = {config.name: config for config in fleet.engines}
+            leaving = {name: engine for name, engine in self._engines.items() if engine.config != wanted.get(name)}
+            self._engines = {name: engine for name, engine in self._engines.items() if name not in leaving}
+            self._look_for(self._start_engines(but=leaving))
+            await self._tell_shards()
+            await asyncio.gather(*(self._end_engine(engine) for engine in leaving.values()))
+            if leaving.keys() & wanted.keys():
+                self._fleet = replace(self._fleet, revision=self._fleet.revision + 1)
+                self._look_for(self._start_engines())
+                await self._tell_shards()
+            await self._publish()
+
+    def _start_engines(self, but: Container[str] = ()) -> list[RayEngine]:
+        """Start the engines that are not there, or find them, but for those of some names."""
+        configs = [config for config in self._fleet.engines if config.name not in self._engines and config.name not in but]
+        fresh = {config.name: start_engine(config, self._fleet.region_label) for config in configs}
+        self._engines |= fresh
+        return [*fresh.values()]
+
+    def _look_for(self, engines: Iterable[RayEngine]) -> None:
+        """Say what models engines have once they are there."""
+        self._joining |= {engine.name: asyncio.create_task(self._join(engine)) for engine in engines}
+
+    @tenacity.retry(
+        wait=tenacity.wait_random_exponential(max=JOIN_S_MAX), before_sleep=tenacity.before_sleep_log(log, logging.WARNING)
+    )
+    async def _join(self, engine: RayEngine) -> None:
+        self._infos[engine.name] = await engine.describe()
+        await self._publish()
+
+    async def _publish(self, scorers: Sequence[ModelRow] = ()) -> None:
+        """Say which models there are. What has not been asked yet has what was said before."""
+        async with self._publishing, opened(self._config.store_url) as database:
+            known = {(row.role, row.name): row for row in await Jobs(database).models()}
+            if scorers:
+                known = {(row.role, row.name): row for row in scorers}
+            elif self._engines.keys() <= self._infos.keys():
+                known = {key: row for key, row in known.items() if row.role != GENERATOR}
+            rows = [
+                ModelRow(GENERATOR, info.name, info.revision, info.delimiter, info.problem_format)
+                for info in self._infos.values()
+            ]
+            await Jobs(database).put_models([*(known | {(row.role, row.name): row for row in rows}).values()])
+
+    async def _end_engine(self, engine: RayEngine) -> None:
+        """End an engine that no shard sends anything to, once it is idle."""
+        if (joining := self._joining.pop(engine.name, None)) is not None:
+            joining.cancel()
+        self._infos.pop(engine.name, None)
+        with contextlib.suppress(Exception):  # it has died, stands still, or was never there: it has nothing to end
+            async with asyncio.timeout(LEAVE_S_MAX):
+                await engine.actor.idle.remote()
+        ray.kill(engine.actor)
+
+    async def _tell_shards(self) -> None:
+        """Have each shard work with the fleet as it is; one that can't be told now hears of it when it answers again."""
+        found = await asyncio.gather(*(self._ensure(shard) for shard in self._shards.values()), return_exceptions=True)
+        for error in found:
+            if isinstance(error, BaseException):
+                log.warning("a shard hears of the fleet later: %s", error)
+
+    async def _ensure(self, shard: Shard) -> None:
+        """Have a shard work, and with the fleet as it is."""
+        async with asyncio.timeout(ANSWER_S):
+            if await shard.actor.ensure.remote() != self._fleet.revision:
+                await shard.actor.use.remote([*self._engines.values()], self._fleet)
 
     async def scale(self, shards: int) -> None:
         """Have so many shards: start what is missing, or drain those with the highest numbers."""
@@ -79,7 +185,8 @@ class Supervisor:
 
     def _look_after(self, indices: Iterable[int]) -> list[Shard]:
         """Start shards, or find them, and keep them at work."""
-        fresh = {index: Shard(start_shard(index, self._config, self._engines)) for index in indices}
+        config = replace(self._config, fleet=self._fleet)
+        fresh = {index: Shard(start_shard(index, config, [*self._engines.values()])) for index in indices}
         for index, shard in fresh.items():
             shard.watch = asyncio.create_task(self._keep_alive(index, shard))
         self._shards |= fresh
@@ -92,23 +199,17 @@ class Supervisor:
         ray.kill(shard.actor)
         return done
 
-    async def _models(self) -> list[ModelRow]:
-        rows = {}
-        for engine in self._engines:
-            info = await engine.describe()
-            rows[info.name] = ModelRow("generator", info.name, info.revision, info.delimiter, info.problem_format)
+    async def _scorers(self) -> list[ModelRow]:
         async with VerifierClient(self._config.verifier_address) as verifier:
             names = (await verifier.get_model()).models
             models = [await verifier.get_model(name) for name in names]
-        scorers = [ModelRow("checker" if m.backend == "rule" else "verifier", m.name, m.revision, "", "") for m in models]
-        return [*rows.values(), *scorers]
+        return [ModelRow("checker" if m.backend == "rule" else "verifier", m.name, m.revision, "", "") for m in models]
 
     async def _keep_alive(self, index: int, shard: Shard) -> None:
         while True:
             await asyncio.sleep(WATCH_S)
             try:
-                async with asyncio.timeout(ANSWER_S):
-                    await shard.actor.ensure.remote()
+                await self._ensure(shard)
                 shard.failure = ""
             except TimeoutError:
                 shard.failure = f"it does not answer within {ANSWER_S:.0f} s"
@@ -144,6 +245,16 @@ async def drain(shard: Shard) -> bool:
     except Exception as error:  # it has died, or stands still: its leases end by themselves
         log.error("a shard could not be drained: %s", error)
         return False
+
+
+@contextlib.asynccontextmanager
+async def opened(store_url: str) -> AsyncIterator[Database]:
+    """The store, for a moment."""
+    database = Database(store_url)
+    try:
+        yield database
+    finally:
+        await database.close()
 
 
 def start_supervisor(config: SystemConfig) -> Any:

@@ -115,6 +115,7 @@ def tail(command: Generate, first: int) -> Generate:
         command.speculative,
         none,
         np.zeros(1, np.int64),
+        command.parent_id,
         command.group[first:],
         command.hint[first:],
         command.tree_id[first:],

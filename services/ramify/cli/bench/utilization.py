@@ -8,7 +8,6 @@ rate is that of one cache without bound.
 import asyncio
 import contextlib
 import json
-import selectors
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -18,8 +17,10 @@ import typer
 from numpy.typing import NDArray
 from rich.table import Table
 
+from ramify.cli.bench._virtual import VirtualLoop
 from ramify.cli.output import make_console
-from ramify.scheduler.actors.dispatch import Dispatcher, Place
+from ramify.scheduler.actors.dispatch import Dispatcher
+from ramify.scheduler.actors.homes import Place
 from ramify.scheduler.commands import Check, Command, Commit, Generate, Score, Withdraw
 from ramify.scheduler.engines.base import EngineStats, ModelInfo, StepBatch, StepParams, StepResults
 from ramify.scheduler.engines.simulated import SimulatedEngine, SimulatedParams
@@ -39,34 +40,10 @@ ALGORITHMS: dict[str, dict[str, Value]] = {
 }
 
 
-class VirtualSelector(selectors.DefaultSelector):
-    """Does not wait: time goes on instead."""
-
-    now_s = 0.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """What is ready now."""
-        found = super().select(0)
-        if not found and timeout is None:
-            raise RuntimeError("nothing will ever happen any more")
-        self.now_s += 0.0 if found else max(0.0, timeout or 0.0)
-        return found
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop on a virtual clock."""
-
-    def __init__(self) -> None:
-        self._clock = VirtualSelector()
-        super().__init__(self._clock)
-
-    def time(self) -> float:
-        """Seconds since the loop was made."""
-        return self._clock.now_s
-
-
 class Here:
     """An engine in this process, as a dispatcher sees it."""
+
+    region = ""
 
     def __init__(self, name: str, params: SimulatedParams) -> None:
         self.name, self.engine = name, SimulatedEngine(params)

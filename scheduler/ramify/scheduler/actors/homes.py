@@ -1,0 +1,108 @@
+"""Where caches are: which engine has which tree, or which part of a tree that is too wide for one."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ramify.scheduler.actors.lanes import Lane
+from ramify.scheduler.commands import Generate
+from ramify.scheduler.forest.ids import mix64
+from ramify.scheduler.placement import NOWHERE, Fleet, Terms
+
+HOMES_MAX = 1 << 18  # trees and parts of which it is known where they are, those that came last; others go by their hashes
+
+U64 = NDArray[np.uint64]
+Keys = tuple[int, ...]  # of engines
+Place = Callable[[U64, NDArray[np.int64], NDArray[np.int64], Fleet], NDArray[np.int64]]
+"""See `placement.place`."""
+
+
+class Homes:
+    """Chooses engines for steps, and remembers them.
+
+    A tree is placed as a whole, as long as an engine can run at once what it asks for at once. From then on its subtrees are
+    placed: the children of a node go where the node was sampled, and those of its root, which are many, are dealt out.
+    """
+
+    def __init__(self, choose: Place) -> None:
+        self.moved_tokens = 0  # of chains that an engine had to prefill though another one has them
+        self._choose = choose
+        self._homes: dict[int, Keys] = {}  # by unit, see `_units`: where it belongs
+        self._warm: dict[int, Keys] = {}  # by unit: who has its chain in the cache
+        self._divided: dict[int, None] = {}  # trees of which subtrees are placed
+        self._widest = 1 << 30  # slots of the largest engine
+
+    def choose(self, command: Generate, lanes: Sequence[Lane], terms: Terms) -> NDArray[np.int64]:
+        """`[R]` which of some engines, one at least, each of a command's steps goes to."""
+        self._widest = max(lane.slots for lane in lanes)
+        unit, divided = self._units(command)
+        names, first, at_unit, count = np.unique(unit, return_index=True, return_inverse=True, return_counts=True)
+        index = {lane.key: at for at, lane in enumerate(lanes)}
+        known = [index.get(keys[0], NOWHERE) if keys else NOWHERE for keys in _of(self._homes, names, command.tree_id[first])]
+        chosen = self._choose(names, count, np.array(known, np.int64), fleet(command, lanes, terms))
+        at, keys = np.asarray(chosen[at_unit]), [(lane.key,) for lane in lanes]
+        _remember(self._homes, names, [keys[one] for one in chosen.tolist()])
+        if divided.any():  # the children of each of these steps are a unit, and their home is where the step is sampled
+            below = mix64(command.tree_id[divided], command.node_id[divided])
+            _remember(self._homes, below, [keys[one] for one in at[divided].tolist()])
+        return at
+
+    def sent(self, command: Generate, lane: Lane) -> None:
+        """Steps go to an engine, whose cache has their chains from now on."""
+        unit, divided = self._units(command)
+        names, first, at_unit = np.unique(unit, return_index=True, return_inverse=True)
+        known = _of(self._warm, names, command.tree_id[first])
+        moved = np.array([bool(keys) and lane.key not in keys for keys in known])
+        if moved.any():
+            groups = np.unique(command.group[moved[at_unit]])
+            self.moved_tokens += int(np.diff(command.offsets)[groups].sum())
+        here = (lane.key,)
+        part = divided[first].tolist()  # a chain that does not grow; a tree does, where it is
+        warm = [(*keys, *here) if parts and lane.key not in keys else here for keys, parts in zip(known, part, strict=True)]
+        _remember(self._warm, names, warm)
+        if divided.any():
+            below = mix64(command.tree_id[divided], command.node_id[divided])
+            _remember(self._warm, below, [here] * len(below))
+
+    def _units(self, command: Generate) -> tuple[U64, NDArray[np.bool_]]:
+        """`[R]` names of what is placed as one, and whether that is a part of a tree."""
+        tree_id, group = command.tree_id, command.group
+        trees, count = np.unique(tree_id, return_counts=True)
+        self._divided |= dict.fromkeys(trees[count > self._widest].tolist())
+        _forget_oldest(self._divided)
+        divided = np.isin(tree_id, np.fromiter(self._divided, np.uint64, len(self._divided)))
+        if not divided.any():
+            return tree_id, divided
+        parent = mix64(tree_id, command.parent_id[group])
+        piece = (np.arange(len(group)) - np.searchsorted(group, group)) // self._widest
+        part = np.where(piece > 0, mix64(parent, piece.astype(np.uint64)), parent)
+        return np.where(divided, part, tree_id), divided
+
+
+def _of(known: dict[int, Keys], units: U64, trees: U64) -> list[Keys]:
+    """What is known of some units, or of their trees as a whole."""
+    return [known.get(unit) or known.get(tree, ()) for unit, tree in zip(units.tolist(), trees.tolist(), strict=True)]
+
+
+def _remember(known: dict[int, Keys], units: U64, keys: Sequence[Keys]) -> None:
+    for unit, each in zip(units.tolist(), keys, strict=True):
+        known.pop(unit, None)  # it comes last again
+        known[unit] = each
+    _forget_oldest(known)
+
+
+def _forget_oldest(known: dict[int, Any]) -> None:
+    while len(known) > HOMES_MAX:
+        del known[next(iter(known))]
+
+
+def fleet(command: Generate, lanes: Sequence[Lane], terms: Terms) -> Fleet:
+    """Engines as placement sees them, with what they cost the command's job."""
+    return Fleet(
+        key=np.array([lane.key for lane in lanes], np.uint64),
+        slots=np.array([lane.slots for lane in lanes], np.int64),
+        load=np.array([lane.load for lane in lanes], np.int64),
+        cost=np.array([terms.cost(lane.engine.region, command.plan.routing) for lane in lanes]),
+    )
