@@ -32,6 +32,12 @@ class Generate:
     node_id: NDArray[np.uint64]  # [R] also the seeds
     code: NDArray[np.float64]  # [R] see `ids.sibling_codes` and `ids.node_codes`
     attempt: NDArray[np.uint8]  # [R] how often the node was lost before
+    depth: NDArray[np.int16]  # [R] which of its chain's steps each is, from 1
+
+    @property
+    def numbers(self) -> NDArray[np.int16]:
+        """`[G]` which step of its chain is to be sampled, from 1."""
+        return np.asarray(self.depth[np.unique(self.group, return_index=True)[1]])
 
     @classmethod
     def of(cls, forest: Forest, plan: JobPlan, rows: Rows) -> list[Self]:
@@ -58,6 +64,7 @@ class Generate:
             node_id=node_id,
             code=sibling_codes(forest.node_id[parent], index) if plan.spread_siblings else node_codes(node_id),
             attempt=forest.tries[rows],
+            depth=forest.depth[rows],
         )
 
 

@@ -300,4 +300,5 @@ def without(command: Generate, known: NDArray[np.bool_]) -> Generate:
         node_id=command.node_id[~known],
         code=command.code[~known],
         attempt=command.attempt[~known],
+        depth=command.depth[~known],
     )

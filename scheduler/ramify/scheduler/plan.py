@@ -57,3 +57,7 @@ class JobPlan:
     def bounded(self) -> bool:
         """Whether a tree has a budget, which is divided in the order of its moves."""
         return min(self.tokens_per_tree_max, self.steps_per_tree_max) < UNBOUNDED
+
+    def begin_step(self, number: int) -> str:
+        """What the step of a number, from 1, begins with in every chain; empty: nothing."""
+        return self.step_prompt.replace("{step}", str(number))

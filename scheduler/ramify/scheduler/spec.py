@@ -24,7 +24,7 @@ ENUMS = {
 }
 TEXTS = ("pattern", "compare")
 DELIMITER_MAX = 64  # characters
-PROBLEM, STEP = "{problem}", "{step}"  # what stands in prompts for a problem's text and for a step's number
+PROBLEM = "{problem}"  # what stands in a prompt's template for the problem's text
 THOUGHTS_END = "</think>"  # what ends the thoughts of a reasoning model, unless a job says otherwise
 
 
@@ -103,6 +103,7 @@ def plan_of(job_id: str, spec: job_pb2.JobSpec, problems_total: int, started_ms:
         tokens_per_tree_max=share(budget, "tokens_per_problem_max", "tokens_max", problems_total),
         steps_per_tree_max=share(budget, "steps_per_problem_max", "steps_max", problems_total),
         deadline_ms=started_ms + 1000 * budget.seconds_max if budget.HasField("seconds_max") else UNBOUNDED,
+        step_prompt=spec.prompt.step,
         routing=routing_of(spec.routing),
     )
 

@@ -9,9 +9,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from ramify.scheduler.actors.pins import PinnedVerifier, pinned
+from ramify.scheduler.actors.prompts import PromptError, Prompts, check_step_prompt
 from ramify.scheduler.engines.base import ModelInfo
 from ramify.scheduler.events import Event, JobCancelled, TreesAdmitted
 from ramify.scheduler.forest.ids import root_ids, tree_ids
@@ -27,6 +27,7 @@ from ramify.verifier.errors import VerifierError
 log = logging.getLogger(__name__)
 
 PAGE = 1024  # problems a read
+PROMPT = "prompt"  # what a job waits for whose prompt settings and model don't go together
 NO_TREES = np.empty(0, np.uint64)
 
 
@@ -87,7 +88,7 @@ class Admission:
         self._jobs: dict[str, OpenJob] = {}  # that have begun here
         self._plans: dict[str, JobPlan] = {}  # of the same
         self._held: dict[str, Held] = {}  # by job
-        self._tokenizers: dict[str, Tokenizer] = {}
+        self._prompts: dict[str, tuple[ModelInfo, Prompts | PromptError]] = {}  # by job: for which model, and how or why not
         self.references: dict[str, dict[int, str]] = {}  # right answers of open jobs: by job id, by tree id
 
     @property
@@ -131,9 +132,14 @@ class Admission:
         ended = [self._jobs.pop(job_id) for job_id in self._plans if job_id not in alive]
         for job in ended:
             del self._plans[job.job_id]
+            self._prompts.pop(job.job_id, None)
             self.references.pop(job.job_id, None)
             self._post(JobCancelled(job.job_id))
-        self._held = {job_id: held for job_id, held in self._held.items() if job_id in alive and not self._can_go_on(job_id)}
+        self._held = {
+            job_id: held
+            for job_id, held in self._held.items()
+            if job_id in alive and (held.what == PROMPT or not self._can_go_on(job_id))
+        }
         for cohort in self._cohorts:
             cohort.cursors = {job_id: cursor for job_id, cursor in cohort.cursors.items() if job_id in alive}
         for job in open_jobs:
@@ -149,13 +155,16 @@ class Admission:
         known = self._plans.get(job.job_id)
         if known is not None:
             return known
-        pins = await self._pins(job)
+        plan = plan_of(job.job_id, job.spec, job.problems_total, job.started_ms)
+        pins = await self._pins(job, plan)
         if pins is None:
             return None
-        plan = plan_of(job.job_id, job.spec, job.problems_total, job.started_ms)
+        generator = pinned(plan.generator, pins.generator)
+        info = self._models.info(generator)
         plan = replace(
             plan,
-            generator=pinned(plan.generator, pins.generator),
+            generator=generator,
+            context_tokens_max=info.context_tokens_max if info else 0,
             verifier=pinned(plan.verifier, pins.verifier),
             checker=pinned(plan.checker, pins.checker),
         )
@@ -169,13 +178,15 @@ class Admission:
             after = waiting[-1].index
             self._keep_references(job.job_id, waiting)
 
-    async def _pins(self, job: OpenJob) -> Pins | None:
+    async def _pins(self, job: OpenJob, plan: JobPlan) -> Pins | None:
         spec, pins = job.spec, job.pins
         given: dict[str, str] = {}
         if not pins.generator:
             info = self._models.info(spec.generator)
             if info is None:
                 self._hold(job, "engines", self._models.missing(spec.generator))
+                return None
+            if await self._prompts_of(job, plan, info) is None:  # else it would keep to a revision that can't serve it
                 return None
             given["generator"] = info.revision
         for role, model in (("verifier", spec.verifier), ("checker", spec.checker)):
@@ -189,6 +200,17 @@ class Admission:
             return pins
         wanted = replace(pins, **given)
         return await self._work.pin(self._claim(), job.job_id, wanted.generator, wanted.verifier, wanted.checker)
+
+    async def _prompts_of(self, job: OpenJob, plan: JobPlan, info: ModelInfo) -> Prompts | None:
+        """How the problems of a job become prompts; None: they and the model don't go together, and the job is held."""
+        known, made = self._prompts.get(job.job_id, (None, None))
+        if made is None or known != info:
+            made = await asyncio.to_thread(_prompts, job, plan, info)
+            self._prompts[job.job_id] = info, made
+        if isinstance(made, Prompts):
+            return made
+        self._hold(job, PROMPT, str(made))
+        return None
 
     def _can_go_on(self, job_id: str) -> bool:
         """Whether a job's models can be told again."""
@@ -214,23 +236,29 @@ class Admission:
         if info is None:
             self._hold(job, "engines", self._models.missing(plan.generator))
             return 0
-        self._held.pop(job.job_id, None)
+        prompts = await self._prompts_of(job, plan, info)
+        if prompts is None:
+            return 0
         left = trees_max
         for cohort in [*self._cohorts]:
             cursor = cohort.cursors.setdefault(job.job_id, Cursor())
             while left > 0 and cursor.more and cohort.slots:
                 waiting = await self._work.waiting(job, sorted(cohort.slots), cursor.after, min(PAGE, left))
+                try:
+                    left -= await self._admit_page(job, plan, prompts, cohort, waiting) if waiting else 0
+                except PromptError as error:  # of what one of the problems says
+                    self._hold(job, PROMPT, str(error))
+                    return trees_max - left
                 cursor.more = bool(waiting)
-                if waiting:
-                    cursor.after = waiting[-1].index
-                    left -= await self._admit_page(job, plan, info, cohort, waiting)
+                cursor.after = waiting[-1].index if waiting else cursor.after
+        self._held.pop(job.job_id, None)
         return trees_max - left
 
     async def _admit_page(
-        self, job: OpenJob, plan: JobPlan, info: ModelInfo, cohort: Cohort, waiting: Sequence[WaitingProblem]
+        self, job: OpenJob, plan: JobPlan, prompts: Prompts, cohort: Cohort, waiting: Sequence[WaitingProblem]
     ) -> int:
         """Admit those of some problems that are to be admitted still; how many they were."""
-        event = await asyncio.to_thread(self._event, job, plan, info, waiting)
+        event = await asyncio.to_thread(_event, job, plan, prompts, waiting)
         # Meanwhile slots may have been given up, or the job; and what came restored may have ended, and must not begin anew.
         new = in_slots(event.tree_id, sorted(cohort.slots)) & ~np.isin(event.tree_id, cohort.restored)
         if self._plans.get(job.job_id) is not plan or not new.any():
@@ -255,28 +283,32 @@ class Admission:
                 self._cohorts = [cohort for cohort in self._cohorts if cohort not in over]
                 self._cohorts.append(Cohort(slots, NO_TREES, {job_id: Cursor(more=False) for job_id in jobs}))
 
-    def _event(self, job: OpenJob, plan: JobPlan, info: ModelInfo, waiting: Sequence[WaitingProblem]) -> TreesAdmitted:
-        index = np.array([problem.index for problem in waiting], np.int64)
-        tokens = self._encode(info, [info.prompt_template.replace("{problem}", problem.prompt) for problem in waiting])
-        texts = [np.frombuffer(problem.prompt.encode(), np.uint8) for problem in waiting]
-        return TreesAdmitted(
-            plan=plan,
-            tree_id=tree_ids(job.job_id, index),
-            problem=index,
-            root_id=root_ids(job.spec.search.seed, index),
-            tokens=np.concatenate(tokens),
-            token_count=np.array([len(one) for one in tokens], np.int32),
-            text=np.concatenate(texts),
-            text_count=np.array([len(one) for one in texts], np.int32),
-        )
 
-    def _encode(self, info: ModelInfo, prompts: Sequence[str]) -> list[NDArray[np.int32]]:
-        if not info.tokenizer_json:
-            return [np.frombuffer(prompt.encode(), np.uint8).astype(np.int32) for prompt in prompts]
-        if info.revision not in self._tokenizers:
-            self._tokenizers[info.revision] = Tokenizer.from_str(info.tokenizer_json)
-        found = self._tokenizers[info.revision].encode_batch(prompts, add_special_tokens=False)
-        return [np.array(each.ids, np.int32) for each in found]
+def _prompts(job: OpenJob, plan: JobPlan, info: ModelInfo) -> Prompts | PromptError:
+    """How the problems of a job become prompts, tried with one; or why they can't."""
+    try:
+        made = Prompts(info, job.spec.prompt, job.started_ms)
+        made.encode(["1 + 1 = ?"])
+        check_step_prompt(info, plan)
+    except PromptError as error:
+        return error
+    return made
+
+
+def _event(job: OpenJob, plan: JobPlan, prompts: Prompts, waiting: Sequence[WaitingProblem]) -> TreesAdmitted:
+    index = np.array([problem.index for problem in waiting], np.int64)
+    tokens = prompts.encode([problem.prompt for problem in waiting])
+    texts = [np.frombuffer(problem.prompt.encode(), np.uint8) for problem in waiting]
+    return TreesAdmitted(
+        plan=plan,
+        tree_id=tree_ids(job.job_id, index),
+        problem=index,
+        root_id=root_ids(job.spec.search.seed, index),
+        tokens=np.concatenate(tokens),
+        token_count=np.array([len(one) for one in tokens], np.int32),
+        text=np.concatenate(texts),
+        text_count=np.array([len(one) for one in texts], np.int32),
+    )
 
 
 def some(event: TreesAdmitted, which: NDArray[np.bool_]) -> TreesAdmitted:

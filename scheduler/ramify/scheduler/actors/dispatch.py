@@ -268,12 +268,13 @@ class Dispatcher:
         return task
 
     async def _sample(self, lane: Lane, call: Call) -> None:
+        assert lane.info is not None, "it is sent nothing before it has answered"
         try:
-            async for results in lane.engine.generate(call.batch(), alone=call.alone):
+            async for results in lane.engine.generate(call.batch(lane.info), alone=call.alone):
                 call.begun, lane.heard_s = True, self._now_s()
                 if len(results.row):
                     self._ended(lane, call, results.row)
-                    self._post(call.rows.sampled(results))
+                    self._post(call.sampled(results))
             reason = f"engine {lane.engine.name} ended its answer early"
         except asyncio.CancelledError:
             if not call.fault:

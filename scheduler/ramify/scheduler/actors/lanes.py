@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ramify.scheduler.actors.step_prompts import StepPrompts
 from ramify.scheduler.commands import Generate, Withdraw
 from ramify.scheduler.engines.base import ModelInfo, StepBatch, StepResults
 from ramify.scheduler.events import StepsLost, StepsSampled
@@ -108,6 +109,7 @@ class Call:
     open: NDArray[np.bool_]  # [R] what has not been answered
     begun: bool  # whether the engine may be at it
     fault: str = ""  # why it was given up, where it was
+    prompts: StepPrompts | None = None  # what its steps begin with, where that is anything
 
     @classmethod
     def of(cls, commands: list[Generate], *, alone: bool) -> "Call":
@@ -116,8 +118,20 @@ class Call:
         guess = np.repeat([each.speculative for each in commands], [len(each.hint) for each in commands])
         return cls(commands, alone, rows, guess, np.ones(len(guess), np.bool_), begun=not alone)
 
-    def batch(self) -> StepBatch:
-        """All of its steps."""
+    def batch(self, info: ModelInfo) -> StepBatch:
+        """All of its steps, as an engine with a model is to sample them."""
+        batch = self._batch()
+        if not any(each.plan.step_prompt for each in self.commands):
+            return batch
+        begins = [each.plan.begin_step(number) for each in self.commands for number in each.numbers.tolist()]
+        self.prompts = StepPrompts.of(batch, begins, info.tokenizer_json)
+        return self.prompts.before(batch)
+
+    def sampled(self, results: StepResults) -> StepsSampled:
+        """The event that tells what the engine has sampled of it."""
+        return self.rows.sampled(self.prompts.after(results) if self.prompts else results)
+
+    def _batch(self) -> StepBatch:
         tokens, offsets, groups = [], [np.zeros(1, np.int64)], []
         params, of_group = list(dict.fromkeys(each.params for each in self.commands)), []
         end, count = 0, 0

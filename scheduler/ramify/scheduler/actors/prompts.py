@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from ramify.scheduler.engines.base import ModelInfo
 from ramify.scheduler.engines.text import encode
 from ramify.scheduler.errors import SchedulerError
-from ramify.scheduler.spec import PROBLEM, STEP
+from ramify.scheduler.plan import JobPlan
+from ramify.scheduler.spec import PROBLEM
 from ramify.v1 import job_pb2
 
 REASON_CHARS_MAX = 300  # of what a template says
@@ -59,7 +60,10 @@ class Prompts:
 
     def encode(self, problems: Sequence[str]) -> list[NDArray[np.int32]]:
         """The tokens of each problem's prompt. Raises `PromptError`."""
-        return encode(self._info.tokenizer_json, [self.text(problem) for problem in problems])
+        found = encode(self._info.tokenizer_json, [self.text(problem) for problem in problems])
+        if not all(map(len, found)):
+            raise PromptError("a prompt is empty: the template, or the model's chat template, leaves the problem out")
+        return found
 
     def text(self, problem: str) -> str:
         """The prompt of a problem. Raises `PromptError`."""
@@ -101,20 +105,13 @@ class Prompts:
             raise PromptError(f"the chat template of {self._info.name} fails: {told}") from error
 
 
-def step_prompt(text: str, number: int) -> str:
-    """What the step with a number, from 1, begins with, by the job's settings."""
-    return text.replace(STEP, str(number))
-
-
-def check_step_prompt(info: ModelInfo, text: str, max_steps: int, max_step_tokens: int) -> None:
-    """A step prompt must leave room for what is sampled. Raises `PromptError` where it does not."""
-    if not text:
-        return
-    texts = [step_prompt(text, number) for number in range(1, 1 + (max_steps if STEP in text else 1))]
-    longest = max(map(len, encode(info.tokenizer_json, texts)))
-    if longest >= max_step_tokens:
+def check_step_prompt(info: ModelInfo, plan: JobPlan) -> None:
+    """A job's step prompt must leave room for what is sampled. Raises `PromptError`."""
+    texts = dict.fromkeys(plan.begin_step(number) for number in range(1, 1 + plan.policy.max_steps))
+    longest, most = max(map(len, encode(info.tokenizer_json, [*texts]))), plan.params.max_step_tokens
+    if longest >= most:
         raise PromptError(
-            f"the step prompt has up to {longest:,} tokens, which leaves nothing of max_step_tokens={max_step_tokens:,}: "
+            f"the step prompt has up to {longest:,} tokens, which leaves nothing of max_step_tokens={most:,}: "
             "shorten the one or raise the other"
         )
 

@@ -122,6 +122,7 @@ def tail(command: Generate, first: int) -> Generate:
         command.node_id[first:],
         command.code[first:],
         command.attempt[first:],
+        command.depth[first:],
     )
 
 
