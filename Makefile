@@ -7,11 +7,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constr
 PARALLEL := -n 2
 SOURCES := scheduler verifier services tests infra
 
-.PHONY: help setup setup-dev demo test test-vllm faults soak lint types mypy pyright protos check-protos format clean train
+.PHONY: help setup setup-dev demo regions test test-vllm faults soak lint types mypy pyright protos check-protos format clean train
 
 help:
 	@echo "make demo    install what is needed, then solve Game of 24 puzzles on this machine"
 	@echo "make test    install what is needed, then run every check and test"
+	@echo "make regions three regions on this machine, to cut off and bring back"
 	@echo "make setup   only install, into .venv"
 	@echo "make faults  kill real processes in every way, on both stores"
 	@echo "make test-vllm  test the vllm engine with a real vLLM on the CPU (4 GB of packages)"
@@ -39,6 +40,9 @@ demo: setup
 
 test: lint types check-protos
 	$(BIN)/python -m pytest $(PARALLEL)
+
+regions: setup
+	@$(BIN)/python infra/local-regions/run.py
 
 # Real processes and real kills, on both stores; make test has a part of them. It prints what each fault costs.
 faults: setup-dev

@@ -34,6 +34,7 @@ class FleetConfig:
     engines: tuple[EngineConfig, ...]
     terms: Terms = field(default_factory=Terms)
     region_label: str = REGION_LABEL  # by which nodes tell their region
+    home: str = ""  # the region where the shards are to be, if it has a node; empty: anywhere
     revision: int = 0  # the higher one is the later one
 
 
@@ -50,6 +51,13 @@ class SystemConfig:
     shard_labels: tuple[
         Mapping[str, str], ...
     ] = ()  # of the nodes where the first shards belong, see `straying`; others: anywhere
+
+
+def shard_labels(config: SystemConfig, index: int) -> Mapping[str, str]:
+    """Labels of the nodes where a shard belongs."""
+    if index < len(config.shard_labels):
+        return config.shard_labels[index]
+    return {config.fleet.region_label: config.fleet.home} if config.fleet.home else {}
 
 
 def selectors(engine: EngineConfig, region_label: str) -> list[dict[str, str]]:

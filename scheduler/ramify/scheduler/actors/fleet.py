@@ -51,6 +51,7 @@ class FleetFile:
     regions: dict[str, Region] = field(default_factory=dict)
     weights: Weights = field(default_factory=Weights)
     region_label: str = REGION_LABEL
+    home: str = ""
 
 
 def read_fleet(path: Path) -> FleetConfig:
@@ -85,7 +86,7 @@ def parse_fleet(content: Mapping[str, Any]) -> FleetConfig:
             engines.append(EngineConfig(f"{name}:{taken[name]}", entry.spec, entry.region, entry.labels, gpus))
             taken[name] += 1
     weights = {f"{name}_weight": value for name, value in asdict(file.weights).items()}
-    return FleetConfig(tuple(engines), Terms(file.regions, **weights), file.region_label)
+    return FleetConfig(tuple(engines), Terms(file.regions, **weights), file.region_label, file.home)
 
 
 def _check(file: FleetFile) -> None:
@@ -98,6 +99,8 @@ def _check(file: FleetFile) -> None:
             raise FleetError(f"engines.{at}.gpus is {entry.gpus}, less than none")
         if file.regions and entry.region and entry.region not in file.regions:
             raise FleetError(f"engines.{at}.region is {entry.region!r}, which is none of the regions {', '.join(file.regions)}")
+    if file.regions and file.home and file.home not in file.regions:
+        raise FleetError(f"home is {file.home!r}, which is none of the regions {', '.join(file.regions)}")
     for name, region in file.regions.items():
         for each in fields(region):
             if getattr(region, each.name) < 0:

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from ramify.scheduler.actors.aside import Aside
-from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, FleetConfig, SystemConfig, placed, straying
+from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, FleetConfig, SystemConfig, placed, shard_labels, straying
 from ramify.scheduler.actors.lanes import EngineHandle
 from ramify.scheduler.actors.shell import Shell, ShellStatus
 from ramify.scheduler.memory import keep_freed_memory
@@ -148,7 +148,6 @@ def start_shard(index: int, config: SystemConfig, engines: Sequence[EngineHandle
 
     It outlives who has started it.
     """
-    labels = config.shard_labels[index] if index < len(config.shard_labels) else {}
     return ShardActor.options(  # type: ignore[attr-defined]
         name=name_of(index),
         namespace=NAMESPACE,
@@ -157,5 +156,5 @@ def start_shard(index: int, config: SystemConfig, engines: Sequence[EngineHandle
         num_cpus=0,
         max_restarts=-1,
         max_task_retries=0,
-        **placed(straying(labels)),
+        **placed(straying(shard_labels(config, index))),
     ).remote(index, config, engines)
