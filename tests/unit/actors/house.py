@@ -4,7 +4,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from ramify.scheduler.actors.engine_actor import BEGUN
 from ramify.scheduler.actors.gate import Gate
 from ramify.scheduler.actors.limits import ShellLimits
 from ramify.scheduler.actors.shell import Shell
+from ramify.scheduler.engines import base
 from ramify.scheduler.engines.base import ModelInfo, StepBatch, StepResults
 from ramify.scheduler.engines.simulated import SimulatedEngine, SimulatedParams
 from ramify.scheduler.errors import EngineError
@@ -38,7 +39,7 @@ _incarnations = itertools.count(1)
 
 @dataclass
 class Engine:
-    """A simulated engine without time, which holds its answers back when it is told to."""
+    """An engine, a simulated one without time, which holds its answers back when it is told to."""
 
     name: str = "one"
     region: str = ""
@@ -48,14 +49,15 @@ class Engine:
     sampled: int = 0  # steps
     more: asyncio.Event = field(default_factory=asyncio.Event)
     gate: Gate = field(default_factory=Gate)
-
-    def __post_init__(self) -> None:
-        self._engine = SimulatedEngine(SimulatedParams(time_scale=0, step_tokens_min=2, step_tokens_max=6, slots=16))
+    model: str = "simulated"  # what jobs call it
+    engine: base.Engine = field(
+        default_factory=lambda: SimulatedEngine(SimulatedParams(time_scale=0, step_tokens_min=2, step_tokens_max=6, slots=16))
+    )
 
     async def describe(self) -> ModelInfo:
         if self.gone:
             raise EngineError("it is away")
-        return ModelInfo("simulated", self.revision, "simulated", "", 8192, 16)
+        return replace(self.engine.info, name=self.model, revision=self.revision)
 
     async def generate(self, batch: StepBatch, *, alone: bool = False) -> AsyncIterator[StepResults]:
         async with self.gate.passed(alone=alone):
@@ -67,7 +69,7 @@ class Engine:
             self.batches_left -= 1
             if self.gone:
                 raise EngineError("it is away")
-            async for results in self._engine.generate(batch):
+            async for results in self.engine.generate(batch):
                 self.sampled += len(results.row)
                 yield results
 
@@ -142,12 +144,19 @@ class House:
         await asyncio.wait({run}, timeout=PATIENCE_S)
         return run.exception()
 
-    async def submit(self, problems: int = 12, name: str = "a job", **knobs: Any) -> str:
+    async def submit(
+        self,
+        problems: int = 12,
+        name: str = "a job",
+        prompt: job_pb2.Prompt | None = None,
+        text: str = "problem {}",
+        **knobs: Any,
+    ) -> str:
         """A job that runs."""
         given: dict[str, Any] = {"policy": "beam", "n": 8, "keep": 4, "max_steps": 5, "seed": 3} | knobs
         search = fill_search(job_pb2.Search(**given), "\n")
-        spec = job_pb2.JobSpec(name=name, generator="simulated", verifier="prm", checker="rule", search=search)
-        texts = [f"problem {index}" for index in range(problems)]
+        spec = job_pb2.JobSpec(name=name, generator="simulated", verifier="prm", checker="rule", search=search, prompt=prompt)
+        texts = [text.format(index) for index in range(problems)]
         new = [NewProblem(job_pb2.Problem(text=text, reference=f"answer to {text}"), text) for text in texts]
         job = await Uploads(self.database).create(name, spec, spec, Chunk(0, new, True), "call")
         return job.job_id

@@ -17,6 +17,7 @@ from ramify.scheduler.forest.ids import root_ids, tree_ids
 from ramify.scheduler.slots import SLOTS, in_slots, slot_of
 from ramify.store.errors import Fenced
 from ramify.store.work import Claim, Work
+from ramify.v1 import job_pb2
 from tests.unit.actors.house import House, house
 
 LOW, HIGH = range(20), range(20, SLOTS)
@@ -27,9 +28,11 @@ class Models:
     """Engines that are there, or not."""
 
     alive = True
+    chat_template = ""
 
     def info(self, model: str) -> ModelInfo | None:
-        return ModelInfo("simulated", "1", "simulated", "", 8192, 16, "Q: {problem}\n") if self.alive else None
+        found = ModelInfo("simulated", "1", "simulated", "", 8192, 16, "Q: {problem}\n", chat_template=self.chat_template)
+        return found if self.alive else None
 
     def missing(self, model: str) -> str:
         return f"no engine with {model} is alive"
@@ -178,6 +181,46 @@ async def test_a_job_waits_until_its_models_can_be_told(desk: Desk) -> None:
     desk.now_s = 9.0
     assert await desk.admit() == [0, 1, 2, 3]
     assert desk.admission.waits == {}
+
+
+ALWAYS = job_pb2.CHAT_RULE_ALWAYS
+
+
+async def test_a_job_whose_prompts_its_model_can_not_take_waits_and_others_go_on(desk: Desk) -> None:
+    job_id = await desk.home.submit(4, prompt=job_pb2.Prompt(chat=ALWAYS))
+    await desk.home.submit(3, "other")
+    desk.admission.add([*range(SLOTS)])
+    assert await desk.admit() == [0, 1, 2]
+    why = "the job says chat=always, and simulated has no chat template: say auto or never"
+    assert desk.admission.waits == {job_id: ("prompt", why, 4, 0.0)}
+    assert not (await desk.home.job(job_id)).pins.generator, "it may get one that can"
+    desk.now_s, desk.models.chat_template = 5.0, "{{ raise_exception('no') }}"
+    assert await desk.admit() == []
+    assert desk.admission.waits == {job_id: ("prompt", "the chat template of simulated fails: no", 4, 0.0)}
+    desk.models.chat_template = "<{{ messages[0]['content'] }}>"
+    await desk.admission.admit(1000)
+    (event,) = desk.posted
+    assert isinstance(event, TreesAdmitted)
+    assert bytes(event.tokens.tolist()).startswith(b"<Q: problem 0\n><Q: problem 1")
+    assert event.text.tobytes().startswith(b"problem 0problem 1"), "which is what the verifier sees"
+    assert desk.admission.waits == {}
+
+
+async def test_a_problem_that_the_template_can_not_take_holds_its_job(desk: Desk) -> None:
+    desk.models.chat_template = "{{ raise_exception('3!') if '3' in messages[0]['content'] else messages[0]['content'] }}"
+    job_id = await desk.home.submit(5, prompt=job_pb2.Prompt(chat=ALWAYS))
+    desk.admission.add([*range(SLOTS)])
+    assert await desk.admit(3) == [0, 1, 2]
+    for _ in range(2):
+        assert await desk.admit() == []
+        assert desk.admission.waits == {job_id: ("prompt", "the chat template of simulated fails: 3!", 5, 0.0)}
+
+
+async def test_a_step_prompt_without_room_for_a_step_holds_its_job(desk: Desk) -> None:
+    job_id = await desk.home.submit(4, prompt=job_pb2.Prompt(step="# {step}: "), max_step_tokens=5)
+    desk.admission.add([*range(SLOTS)])
+    assert await desk.admit() == []
+    assert desk.admission.waits[job_id].reason.startswith("the step prompt has up to 5 tokens, which leaves nothing")
 
 
 async def test_a_job_does_not_wait_for_its_models_where_the_shard_is_full(desk: Desk) -> None:
