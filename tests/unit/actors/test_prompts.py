@@ -28,9 +28,7 @@ NO_SYSTEM = (
 
 
 def info(**given: Any) -> ModelInfo:
-    return ModelInfo(
-        **{"name": "m", "revision": "1", "backend": "b", "tokenizer_json": "", "context_tokens_max": 99, "slots": 1} | given
-    )
+    return replace(ModelInfo("m", "1", "b", "", 99, 1), **given)
 
 
 def text(model: ModelInfo, problem: str = "1+1", **settings: Any) -> str:
