@@ -22,7 +22,8 @@ from ramify.scheduler.slots import SLOTS
 from tests.faults.cluster import Setup
 
 SLOTS_AN_ENGINE = 48
-ENGINE = f"simulated?slots={SLOTS_AN_ENGINE}&token_ms=10&time_scale=0.5&end_probability=0.05&crash_on=POISON"
+STEPS = "step_lengths=uniform&step_tokens_min=16&step_tokens_max=48&end_probability=0.05"
+ENGINE = f"simulated?slots={SLOTS_AN_ENGINE}&token_ms=10&time_scale=0.5&{STEPS}&crash_on=POISON"
 MODEL = "sim-prm"
 START_S = 120.0
 ANSWER_S = 60.0

@@ -51,7 +51,9 @@ class Engine:
     gate: Gate = field(default_factory=Gate)
     model: str = "simulated"  # what jobs call it
     engine: base.Engine = field(
-        default_factory=lambda: SimulatedEngine(SimulatedParams(time_scale=0, step_tokens_min=2, step_tokens_max=6, slots=16))
+        default_factory=lambda: SimulatedEngine(
+            SimulatedParams(time_scale=0, step_lengths="uniform", step_tokens_min=2, step_tokens_max=6, slots=16)
+        )
     )
 
     async def describe(self) -> ModelInfo:

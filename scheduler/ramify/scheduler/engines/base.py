@@ -93,6 +93,7 @@ class EngineStats:
     rows_sampled: int  # steps that were sampled to their end, whoever still wanted them
     tokens_sampled: int  # end-of-sequence tokens included
     slot_busy_s: float  # sum over slots of the time that they were in use
+    tokens_cached: int = 0  # of chains looked up, those that needed no prefill, where the engine knows
 
 
 class Engine(Protocol):

@@ -19,20 +19,24 @@ def load_engine(spec: str | Mapping[str, Any]) -> Engine:
     """Make an engine.
 
     Args:
-        spec: `onnx:FOLDER`, `vllm:MODEL`, `openai:URL` or `simulated`, any of them followed by options as in
-            `simulated?slots=64&time_scale=0`; or the same as a mapping: `{"engine": "onnx", "folder": FOLDER, "slots": 32}`,
-            `{"engine": "openai", "url": URL}`. Options are the fields of `OnnxParams`, `OpenAIParams`, `SimulatedParams` and
-            `VllmParams`; vLLM gets all others as its engine arguments.
+        spec: `onnx:FOLDER`, `vllm:MODEL`, `openai:URL`, `simulated` or `simulated:FILE`, any of them followed by options as
+            in `simulated?slots=64&time_scale=0`; or the same as a mapping: `{"engine": "onnx", "folder": FOLDER, "slots": 32}`,
+            `{"engine": "openai", "url": URL}`, `{"engine": "simulated", "file": FILE}`. Options are the fields of
+            `OnnxParams`, `OpenAIParams`, `SimulatedParams` and `VllmParams`; vLLM gets all others as its engine arguments.
+            Those of a simulated engine's FILE hold where nothing else is said.
 
     Raises:
         EngineError: the engine, an option or its value is unknown, or a model can't be loaded.
     """
     options = _parse(spec) if isinstance(spec, str) else dict(spec)
     engine, folder = options.pop("engine", None), options.pop("folder", None)
-    if engine == "simulated" and folder is None:
-        from ramify.scheduler.engines.simulated import SimulatedEngine, SimulatedParams
+    if engine == "simulated" and folder != "":
+        from ramify.scheduler.engines.simulated import SimulatedEngine
+        from ramify.scheduler.engines.simulated_params import SimulatedParams, read_options
 
-        return SimulatedEngine(_params(SimulatedParams, options))
+        file = options.pop("file", folder)
+        preset = {} if file is None else read_options(Path(file))
+        return SimulatedEngine(_params(SimulatedParams, preset | options))
     if engine == "onnx" and folder:
         # A process that only simulates need not load ONNX Runtime.
         from ramify.scheduler.engines.onnx import OnnxEngine, OnnxParams

@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # else every command would import Ray, and before its setting
 
 BRANCHES = 16  # chains of a tree
 VERIFIER = "sim-prm=simulated"
-STEPS = "step_tokens_min=16&step_tokens_max=48&end_probability=0.02"
+STEPS = "step_lengths=uniform&step_tokens_min=16&step_tokens_max=48&end_probability=0.02"
 
 
 def engine(slots: int) -> str:
