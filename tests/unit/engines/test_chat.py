@@ -49,7 +49,7 @@ def test_a_file_of_its_own_goes_over_the_configuration(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["{", "[]"])
 def test_a_file_that_is_none_is_told(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer_config.json").write_text(content)
-    with pytest.raises(EngineError, match="the chat template in .* can't be read: "):
+    with pytest.raises(EngineError, match=r"the chat template in .* can't be read: "):
         read_chat(tmp_path)
 
 
