@@ -27,7 +27,7 @@ from tests.simulation.costs import Costs
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.member import Member
 from tests.simulation.memory_store import DONE, RUNNING, MemoryStore
-from tests.simulation.outside import Pace, seed_of
+from tests.simulation.outside import NEAR, Pace, seed_of
 from tests.simulation.store import Name, Step
 from tests.simulation.storms import CALM, MANY, Storm
 from tests.simulation.world import Work, plan
@@ -131,6 +131,11 @@ class Cluster:
             await asyncio.sleep(self.chance.uniform(0, 1))
             self.happened["cancel"] += self.store.jobs[work.plan.job_id].state == RUNNING
             self.store.cancel(work.plan.job_id)
+
+    @property
+    def moved_tokens(self) -> int:
+        """Of chains that went on elsewhere, by all that lived to tell."""
+        return sum(member.shell._dispatcher.moved_tokens for member in self.every)
 
     @property
     def failed(self) -> bool:
@@ -285,6 +290,7 @@ class Cluster:
 
     def _calm_down(self) -> None:
         self.calm, self.pace.calm, self.down = True, True, False
+        self.pace.cut.clear()
         for member in self.members:
             member.process.go_on()
         if not any(member.shell._draining is None for member in self.members):
@@ -321,6 +327,13 @@ class Cluster:
         if member is not None and member.shell._draining is None:
             self.happened["drain"] += 1
             member.process.call(member.shell.stop)
+
+    async def _cuts(self) -> None:
+        self.happened["cut"] += 1
+        self.pace.cut.add(NEAR)
+        await asyncio.sleep(self.chance.uniform(0, self.storm.lease_ms) / 1000)
+        self.pace.cut.discard(NEAR)
+        self.pace.backs += 1
 
     def _clock_jumps(self) -> None:
         self.happened["clock jump"] += 1

@@ -18,11 +18,10 @@ from tests.simulation.costs import Costs
 from tests.simulation.loop import Process, VirtualLoop
 from tests.simulation.memory_store import MemoryStore
 from tests.simulation.memory_work import MemoryWork
-from tests.simulation.outside import Pace, SimComparing, SimEngine, SimVerifier
+from tests.simulation.outside import FAR, NEAR, TERMS, Pace, SimComparing, SimEngine, SimVerifier
 from tests.simulation.storms import Storm
 
 CHECK_EVERY = 8  # turns of a shard, of which one is validated
-ENGINES = 2
 
 
 class Around(Protocol):
@@ -60,10 +59,10 @@ class Member:
             lease_ms=storm.lease_ms,
             shard=ShardLimits(flush_ms=storm.flush_ms, snapshot_steps_min=storm.snapshot_steps_min),
         )
-        engines = [SimEngine(f"engine:{index}", owner, cluster.pace, cluster.costs) for index in range(ENGINES)]
+        engines = [SimEngine(f"engine:{at}", owner, cluster.pace, cluster.costs, at) for at in (NEAR, FAR)]
         work: Any = MemoryWork(cluster.store, self.wire)
         self.shell = Shell(
-            work, owner, engines, SimVerifier(cluster.pace), limits, now_s=self.process.now_s, sleep=self.process.sleep
+            work, owner, engines, SimVerifier(cluster.pace), limits, TERMS, now_s=self.process.now_s, sleep=self.process.sleep
         )
         comparing: Any = SimComparing(self.shell.post, cluster.pace)
         self.shell._comparing = comparing

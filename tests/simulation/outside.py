@@ -14,6 +14,7 @@ from ramify.scheduler.commands import Compare
 from ramify.scheduler.engines.base import ModelInfo, StepBatch, StepResults
 from ramify.scheduler.errors import EngineError
 from ramify.scheduler.events import Event
+from ramify.scheduler.placement import Region, Terms
 from ramify.v1 import verifier_service_pb2 as pb
 from ramify.verifier.chains import ChainError
 from ramify.verifier.client import ColumnsScored
@@ -22,6 +23,8 @@ from ramify.verifier.errors import OverloadedError, UnavailableError, VerifierEr
 from tests.simulation import fakes
 from tests.simulation.costs import Costs
 
+NEAR, FAR = "near", "far"  # where engines are; the near ones cost less
+TERMS = Terms({NEAR: Region(1.0), FAR: Region(2.0)})
 FAILURES_MAX = 3  # of one step: fewer than it takes to set it aside
 
 
@@ -37,6 +40,9 @@ class Pace:
     away: float = 0.0  # chance that a call of the verifier fails
     calm: bool = False  # nothing fails any more
     failures: Counter[int] = field(default_factory=Counter)  # of all engines, by node
+    cut: set[str] = field(default_factory=set)  # regions that are cut off now
+    backs: int = 0  # times that a region came back
+    returned: int = 0  # steps that were sampled in a region after it had come back
 
     async def delay(self) -> None:
         """An answer takes a while."""
@@ -60,6 +66,8 @@ class SimEngine:
     async def describe(self) -> ModelInfo:
         """What it has."""
         await self.pace.delay()
+        if self.region in self.pace.cut:
+            raise EngineError(f"{self.region} is cut off")
         return ModelInfo("generator", "g1", "simulated", "", 1 << 20, self.pace.slots)
 
     async def generate(self, batch: StepBatch, *, alone: bool = False) -> AsyncIterator[StepResults]:
@@ -75,13 +83,15 @@ class SimEngine:
         self.pace.chance.shuffle(rows)
         while rows:
             await self.pace.delay()
-            if self.pace.happens(self.pace.fails) and all(self.pace.failures[nodes[row]] < FAILURES_MAX for row in rows):
+            lost = self.region in self.pace.cut or self.pace.happens(self.pace.fails)
+            if lost and all(self.pace.failures[nodes[row]] < FAILURES_MAX for row in rows):
                 for row in rows:
                     self.pace.failures[nodes[row]] += 1
                     self.costs.fail(nodes[row])
                 raise EngineError(f"{self.name} has died")
             size = self.pace.chance.randint(1, self.pace.batch_max)
             some, rows = rows[:size], rows[size:]
+            self.pace.returned += len(some) if self.region == NEAR and self.pace.backs else 0
             yield self._results(batch, some)
 
     def _results(self, batch: StepBatch, rows: list[int]) -> StepResults:

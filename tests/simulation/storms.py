@@ -32,6 +32,7 @@ class Storm:
     drains: float = 0.0  # a shard is told to end, and comes back later
     clock_jumps: float = 0.0  # the store's clock is set
     damages: float = 0.0  # something in the store is damaged
+    cuts: float = 0.0  # the region where engines cost least is cut off for up to a lease
     decoys: int = 0  # small jobs that come at some time, of which every other is cancelled at some time
     stays_dead: float = 0.2  # share of shards that are not started again until the storm is over
     calm_after_s: float = 4.0
@@ -40,7 +41,9 @@ class Storm:
     def kinds(self) -> list[str]:
         """What happens at a rate."""
         return [
-            name for name in ("kills", "pauses", "twins", "outages", "drains", "clock_jumps", "damages") if getattr(self, name)
+            name
+            for name in ("kills", "pauses", "twins", "outages", "drains", "clock_jumps", "damages", "cuts")
+            if getattr(self, name)
         ]
 
 
@@ -88,4 +91,5 @@ class Draw:
             decoys=chance.choice((0, 0, 0, 1, 2)),
             stays_dead=chance.choice((0.0, 0.2, 0.6)),
             calm_after_s=chance.choice((1.0, 2.0, 4.0)),
+            cuts=maybe(0.25, 0.5, 4),
         )
