@@ -1,0 +1,145 @@
+"""Fleets as operators write them down, and what is said of an engine that no node can have."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ramify.scheduler.actors.config import EngineConfig, FleetConfig, SystemConfig, placed, selectors, shard_labels
+from ramify.scheduler.actors.engine_actor import unplaceable
+from ramify.scheduler.actors.fleet import read_fleet
+from ramify.scheduler.errors import FleetError
+from ramify.scheduler.placement import Region, Routing, Terms
+
+LOCAL_REGIONS = Path(__file__).parents[3] / "infra" / "local-regions" / "fleet.toml"
+
+WHOLE = """
+region_label = "example.com/place"
+home = "west"
+
+[weights]
+price = 2.0
+carbon = 0.01
+
+[regions.west]
+price_per_hour = 3.5
+[regions.north]
+price_per_hour = 2
+round_trip_ms = 40
+carbon_g_per_kwh = 25
+
+[[engines]]
+spec = "vllm:model?tensor_parallel_size=2"
+region = "north"
+count = 2
+labels = { "ray.io/accelerator-type" = "H200" }
+
+[[engines]]
+spec = "simulated"
+region = "north"
+
+[[engines]]
+spec = "simulated"
+name = "spare"
+gpus = 0.5
+"""
+
+
+def read(folder: Path, text: str) -> FleetConfig:
+    path = folder / "fleet.toml"
+    path.write_text(text)
+    return read_fleet(path)
+
+
+def test_a_fleet_is_read(tmp_path: Path) -> None:
+    fleet = read(tmp_path, WHOLE)
+    labels = {"ray.io/accelerator-type": "H200"}
+    assert fleet.engines == (
+        EngineConfig("north:0", "vllm:model?tensor_parallel_size=2", "north", labels, 2),
+        EngineConfig("north:1", "vllm:model?tensor_parallel_size=2", "north", labels, 2),
+        EngineConfig("north:2", "simulated", "north"),
+        EngineConfig("spare:0", "simulated", gpus=0.5),
+    )
+    assert fleet.terms == Terms({"west": Region(3.5), "north": Region(2, 40, 25)}, 2.0, Terms().delay_weight, 0.01)
+    assert (fleet.region_label, fleet.home) == ("example.com/place", "west")
+
+
+def test_the_fleet_of_the_local_regions_prefers_what_it_says() -> None:
+    terms = read_fleet(LOCAL_REGIONS).terms
+    assert min(terms.regions, key=lambda name: terms.cost(name, Routing())) == "us-east"
+    assert min(terms.regions, key=lambda name: terms.cost(name, Routing(carbon_weight=0.1))) == "eu-north"
+    assert min(terms.regions, key=lambda name: terms.cost(name, Routing(delay_weight=1))) == "eu-west"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("engines = []", "engines: there is none; a fleet has one at least"),
+        ("", "engines: field required"),
+        ("[[engines]]", "engines.0.spec: field required"),
+        ("[[engines]]\nspec = 'simulated'\ncuont = 3", "engines.0.cuont: unexpected keyword argument"),
+        ("[[engines]]\nspec = 'simulated'\ncount = -1\n[[engines]]\nspec = 'simulated'\ncount = 2", "engines.0.count is -1"),
+        ("[[engines]]\nspec = 'simulated'\ncount = 'many'", "engines.0.count: input should be a valid integer"),
+        ("[[engines]]\nspec = 'simulated'\ngpus = -1", "engines.0.gpus is -1.0, less than none"),
+        (
+            "[regions.a]\n[regions.b]\n[[engines]]\nspec = 'simulated'\nregion = 'c'",
+            "engines.0.region is 'c', which is none of the regions a, b",
+        ),
+        ("home = 'c'\n[regions.a]\n[[engines]]\nspec = 'simulated'", "home is 'c', which is none of the regions a"),
+        ("[regions.a]\nprice_per_hour = -2\n[[engines]]\nspec = 'simulated'", "regions.a.price_per_hour is -2.0, less than"),
+        ("[regions.a]\nprice = 2\n[[engines]]\nspec = 'simulated'", "regions.a.price: unexpected keyword argument"),
+        ("[weights]\ncarbon = -1\n[[engines]]\nspec = 'simulated'", "weights.carbon is -1.0: what matters has a weight"),
+        ("[[engines", "is no TOML: Expected"),
+    ],
+)
+def test_what_is_wrong_with_a_fleet_is_said(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(FleetError, match=f"^the fleet {tmp_path}/fleet.toml") as found:
+        read(tmp_path, text)
+    assert message in str(found.value)
+
+
+def test_a_fleet_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FleetError, match=r"the fleet .*/none.toml can't be read: No such file"):
+        read_fleet(tmp_path / "none.toml")
+
+
+def node(alive: bool = True, gpus: float = 0, **labels: str) -> dict[str, Any]:
+    return {"Alive": alive, "Labels": {f"ray.io/{key}": value for key, value in labels.items()}, "Resources": {"GPU": gpus}}
+
+
+def test_an_engine_s_region_is_told_by_either_of_two_labels_and_by_the_operator_s_own_alone() -> None:
+    engine = EngineConfig("a", "simulated", "eu", {"kind": "x"})
+    assert selectors(engine, "ray.io/region") == [
+        {"ray.io/region": "eu", "kind": "x"},
+        {"ray.io/availability-region": "eu", "kind": "x"},
+    ]
+    assert selectors(engine, "own") == [{"own": "eu", "kind": "x"}]
+    assert selectors(EngineConfig("a", "simulated"), "own") == [{}]
+    assert placed([{}]) == {}
+    assert placed([{"own": "eu"}, {}]) == {"label_selector": {"own": "eu"}, "fallback_strategy": [{"label_selector": {}}]}
+
+
+def test_why_no_node_can_have_an_engine_is_said() -> None:
+    engine = EngineConfig("a", "simulated", "eu", gpus=2)
+    choices = selectors(engine, "ray.io/region")
+    assert unplaceable(engine, choices, [node(region="eu", gpus=2)]) == ""
+    assert unplaceable(engine, choices, [node(**{"availability-region": "eu"}, gpus=4)]) == ""
+    nodes = [node(region="us"), node(region="us"), node(), node(alive=False, region="eu", gpus=8)]
+    assert unplaceable(engine, choices, nodes) == (
+        "no node has the label ray.io/region=eu or ray.io/availability-region=eu; there are 1 with none of these labels; "
+        "2 with ray.io/region=us: start one with `ray start --labels`, or mend the fleet"
+    )
+    assert unplaceable(engine, choices, [node(region="eu", gpus=1)]) == (
+        "it needs 2 GPUs on one node with ray.io/region=eu or ray.io/availability-region=eu, and the largest has 1"
+    )
+    assert (
+        unplaceable(EngineConfig("a", "simulated", gpus=1), [{}], [node()])
+        == "it needs 1 GPUs on one node, and the largest has 0"
+    )
+
+
+def test_shards_belong_where_the_fleet_is_at_home() -> None:
+    fleet = FleetConfig((), home="west")
+    assert shard_labels(SystemConfig("", "", fleet), 3) == {"ray.io/region": "west"}
+    assert shard_labels(SystemConfig("", "", FleetConfig(())), 0) == {}
+    assert shard_labels(SystemConfig("", "", fleet, shard_labels=({"node": "a"},)), 0) == {"node": "a"}
