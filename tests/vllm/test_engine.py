@@ -57,7 +57,7 @@ async def test_a_logprob_is_of_the_distribution_that_was_sampled_from(make: Make
     params = replace(STEP, temperature=temperature, top_p=top_p, max_step_tokens=1)
     chain = encode(engine, "3 4 7 12>24\n")
     rows = await collect(engine, [Job(chain, seed, params) for seed in range(200)])
-    onnx = OnnxModel(MODEL, 1, 1)
+    onnx = OnnxModel(MODEL / "model.onnx", {}, 1)
     logits, past = np.zeros((2, 0), np.float32), [np.zeros((2, onnx.heads, 0, onnx.head_dim), np.float32)] * onnx.caches
     for at, token in enumerate(chain):
         logits, past = onnx.run(np.full(2, token), np.full(2, at), np.ones((2, at + 1), np.int64), past)

@@ -15,6 +15,7 @@ import pytest
 from ramify.scheduler.engines.base import Finish
 from ramify.scheduler.engines.onnx import OnnxEngine, OnnxParams
 from ramify.scheduler.engines.onnx_decoder import PAST_MULTIPLE
+from ramify.scheduler.engines.registry import load_engine
 from ramify.scheduler.errors import EngineError
 from tests.unit.engines.helpers import MODEL, PROBLEMS, STEP, Job, batch_of, collect, encode, needs_model, rows_of, search
 
@@ -174,13 +175,13 @@ def test_what_surrounds_the_model_is_read(tmp_path: Path) -> None:
             shutil.copy(path, tmp_path / path.name)
     (tmp_path / "ramify.json").write_text('{"name": "twenty", "prompt_template": "{problem}|24\\n"}')
     info = OnnxEngine(tmp_path).info
-    assert (info.name, info.prompt_template, info.delimiter) == ("twenty", "{problem}|24\n", "\n")
+    assert (info.name, info.prompt_template, info.delimiter) == ("twenty", "{problem}|24\n", "\n\n")
     before = info.revision
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 3]}')
     assert OnnxEngine(tmp_path).info.revision != before
 
 
-@pytest.mark.parametrize("option", ["slots", "threads", "turn_tokens", "cache_bytes_max"])
+@pytest.mark.parametrize("option", ["slots", "threads", "turn_tokens", "cache_bytes_max", "prefill_tokens", "context_tokens_max"])
 def test_bounds_are_checked(option: str) -> None:
     with pytest.raises(EngineError):
-        OnnxParams(**{option: -1})
+        load_engine(f"onnx:{MODEL}?{option}=-1")

@@ -1,9 +1,12 @@
 """Dense keys and values of the rows that decode together."""
 
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Sequence
+from typing import Any
 
-F32 = NDArray[np.float32]
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+KV = NDArray[Any]
 I64 = NDArray[np.int64]
 
 _SPARE_BYTES = 16 << 20  # up to here room that is not used is kept, since making it anew costs page faults
@@ -16,33 +19,42 @@ class KvRows:
     doubles as rows come, and halves when three quarters are unused and it is more than `_SPARE_BYTES`.
     """
 
-    def __init__(self, caches: int, heads: int, past: int, head_dim: int) -> None:
+    def __init__(self, caches: int, heads: int, past: int, head_dim: int, dtype: DTypeLike = np.float32) -> None:
         self.past = past
         self.count = 0
         self._lane = np.zeros(2, np.int64)
-        self._kv = np.zeros((caches, 2, heads, past, head_dim), np.float32)  # [C, rows, H, P, D]
+        self._used = np.zeros(2, np.int64)  # behind these tokens of a row everything is 0
+        self._kv = np.zeros((caches, 2, heads, past, head_dim), dtype)  # [C, rows, H, P, D]
 
     @property
     def lane(self) -> I64:
         """`[count]` whose row each is."""
         return self._lane[: self.count]
 
-    def inputs(self) -> list[F32]:
-        """C views `[B, H, P, D]` for B = max(2, count): kernels for a single row may round otherwise."""
-        return list(self._kv[:, : max(2, self.count)])
+    @property
+    def spare(self) -> bool:
+        """Whether it has no rows and more room than is kept for none."""
+        return not self.count and self._kv.nbytes > _SPARE_BYTES
 
-    def held(self, row: int, tokens: int) -> F32:
+    def inputs(self, rows: int) -> list[KV]:
+        """C views `[rows, H, P, D]`, of `count` rows or, where that is 1, two: the second is a filler."""
+        return list(self._kv[:, :rows])
+
+    def cut(self, rows: I64, past: int) -> list[KV]:
+        """C copies `[n, H, past, D]` of what some rows `[n]` hold."""
+        return list(self._kv[:, rows, :, :past])
+
+    def held(self, row: int, tokens: int) -> KV:
         """View `[C, H, tokens, D]` of what a row holds."""
         return self._kv[:, row, :, :tokens]
 
-    def add(self, lane: int, kv: F32) -> None:
-        """Append a row that holds kv `[C, H, tokens, D]`; the rest is 0, whatever an earlier row left there."""
+    def add(self, lane: int, kv: Sequence[KV]) -> None:
+        """Append a row that holds kv, `[C, H, _, D]` one after the other; the rest is 0, whatever an earlier row left there."""
         if self.count == len(self._lane):
-            self._lane = np.concatenate([self._lane, np.zeros_like(self._lane)])
+            self._lane, self._used = (np.concatenate([each, np.zeros_like(each)]) for each in (self._lane, self._used))
             self._kv = np.concatenate([self._kv, np.zeros_like(self._kv)], axis=1)
         self._lane[self.count] = lane
-        self._kv[:, self.count, :, : kv.shape[2]] = kv
-        self._kv[:, self.count, :, kv.shape[2] :] = 0
+        self._put(self.count, kv)
         self.count += 1
 
     def remove(self, rows: I64) -> None:
@@ -51,13 +63,21 @@ class KvRows:
             self.count -= 1
             if row != self.count:
                 self._lane[row] = self._lane[self.count]
-                self._kv[:, row] = self._kv[:, self.count]
+                self._put(row, [self.held(self.count, int(self._used[self.count]))])
         half = len(self._lane) // 2
         if half >= max(2, 2 * self.count) and self._kv.nbytes > _SPARE_BYTES:
-            self._lane, self._kv = self._lane[:half].copy(), self._kv[:, :half].copy()
+            self._lane, self._used, self._kv = self._lane[:half].copy(), self._used[:half].copy(), self._kv[:, :half].copy()
 
-    def write(self, position: I64, present: list[F32]) -> None:
-        """Take each row's new token, the last one of `present` (C times `[B, H, P+1, D]`), in at its position `[count]`."""
-        rows = np.arange(self.count)
-        for kv, new in zip(self._kv, present, strict=True):
-            kv[rows, :, position] = new[: self.count, :, -1]
+    def _put(self, row: int, kv: Sequence[KV]) -> None:
+        end = 0
+        for part in kv:
+            begin, end = end, end + part.shape[2]
+            self._kv[:, row, :, begin:end] = part
+        self._kv[:, row, :, end : self._used[row]] = 0
+        self._used[row] = end
+
+    def write(self, rows: I64, position: I64, new: Sequence[KV]) -> None:
+        """Take in the new tokens of rows `[n]`, C times `[n or more, H, D]`, at positions `[n]`: right behind what they hold."""
+        self._used[rows] = position + 1
+        for kv, each in zip(self._kv, new, strict=True):
+            kv[rows, :, position] = each[: len(rows)]

@@ -2,42 +2,29 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from ramify.scheduler.engines.base import EngineStats, ModelInfo, StepBatch
 from ramify.scheduler.engines.loop import Ended, EngineLoop
 from ramify.scheduler.engines.onnx_decoder import OnnxDecoder
+from ramify.scheduler.engines.onnx_folder import OnnxParams, read_folder
 from ramify.scheduler.engines.onnx_model import OnnxModel
-from ramify.scheduler.errors import EngineError
 
-
-@dataclass(frozen=True, slots=True)
-class OnnxParams:
-    """How much an `OnnxEngine` may use."""
-
-    slots: int = 64  # sequences that run at once
-    threads: int = 1  # of ONNX Runtime within an operator
-    cache_bytes_max: int = 1 << 30  # keys and values of chains that may go on
-    waiting_rows_max: int = 65_536  # rows without a slot
-    turn_tokens: int = 4  # tokens a slot between two deliveries: more of them, larger groups and later ones
-
-    def __post_init__(self) -> None:
-        if min(self.slots, self.threads, self.turn_tokens) < 1 or min(self.cache_bytes_max, self.waiting_rows_max) < 0:
-            raise EngineError(f"a bound is too low: {self}")
+__all__ = ["OnnxEngine", "OnnxParams"]
 
 
 class OnnxEngine(EngineLoop):
-    """Samples with ONNX Runtime: continuous batching, and a cache of keys and values between the steps of a chain.
+    """Samples with ONNX Runtime: continuous batching, and a cache of keys and values that chains share.
 
-    A row's tokens, log-probability and text are the same bits whatever shares its batch and wherever its prefix came
-    from (on one kind of machine with one version of ONNX Runtime). It costs: every call of the model feeds one token
-    a row, also in a prefill, since a prefill in one piece rounds otherwise; the past is padded to a length that
-    follows from the row's own position; and a call has two rows at least.
+    With `prefill_tokens=1` a row's tokens, log-probability and text are the same bits whatever shares its batch and wherever its
+    prefix came from (on one kind of machine with one version of ONNX Runtime). It costs: every call of the model feeds one
+    token a row, also in a prefill, since a prefill in one piece rounds otherwise; the past is padded to a length that
+    follows from the row's own position; and a call has two rows at least. With more, prompts are fed many tokens at once,
+    and results are the same within rounding.
 
     Args:
-        folder: what `OnnxModel` describes.
-        params: bounds.
+        folder: what `read_folder` describes.
+        params: bounds, and what is said of the model.
 
     Raises:
         EngineError: the folder lacks a file, or the model is not of the layout.
@@ -45,20 +32,22 @@ class OnnxEngine(EngineLoop):
 
     def __init__(self, folder: Path, params: OnnxParams | None = None) -> None:
         self.params = params or OnnxParams()
-        self._model = OnnxModel(folder, self.params.slots, self.params.threads)
+        read = read_folder(folder, self.params)
+        self._info = read.info
+        self._model = OnnxModel(read.file, read.config, self.params.threads)
         super().__init__(self._model.vocabulary, self.params.waiting_rows_max)
-        self._decoder = OnnxDecoder(self._model, self.params.slots, self.params.cache_bytes_max)
+        self._decoder = OnnxDecoder(self._model, read, self.params.cache_bytes_max)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="onnx-engine")
 
     @property
     def info(self) -> ModelInfo:
         """What the model is."""
-        return self._model.info
+        return self._info
 
     @property
     def cache_bytes(self) -> int:
         """Keys and values kept for chains that may go on."""
-        return self._decoder.cache.weight
+        return self._decoder.cache.bytes
 
     def stats(self) -> EngineStats:
         """What was done so far."""
@@ -75,9 +64,7 @@ class OnnxEngine(EngineLoop):
         )
 
     def _check(self, batch: StepBatch) -> None:
-        for params in batch.params:
-            if params.delimiter is not None and self._model.token_id(params.delimiter) is None:
-                raise EngineError(f"the delimiter {params.delimiter!r} is no single token of {self.info.name}")
+        """Nothing: any delimiter will do."""
 
     def _submit(self, ticket: int, batch: StepBatch) -> None:
         self._decoder.submit(ticket, batch)

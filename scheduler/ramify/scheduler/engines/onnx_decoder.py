@@ -2,94 +2,65 @@
 
 import heapq
 from collections import defaultdict, deque
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import count
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.scheduler.engines.base import Finish, StepBatch, StepParams, StepResults
+from ramify.scheduler.engines.base import Finish, StepBatch, StepResults
 from ramify.scheduler.engines.columns import ResultsBuilder
 from ramify.scheduler.engines.kv_rows import KvRows
+from ramify.scheduler.engines.onnx_folder import ModelFolder
+from ramify.scheduler.engines.onnx_lanes import Delimiter, Group, Lanes
 from ramify.scheduler.engines.onnx_model import OnnxModel
-from ramify.scheduler.engines.prefix_cache import PrefixCache, digest
+from ramify.scheduler.engines.onnx_prefill import Prefill, fill
+from ramify.scheduler.engines.onnx_prefixes import PrefixTree
 from ramify.scheduler.engines.sampling import sample, uniform
 
 CODE_NATS = 20.0  # of a code's 53 bits, 29: the rest keeps the token after that exact to 1e-7; then a new code is drawn
 PAST_MULTIPLE = 32
-"""A token at position p is fed with its past padded to the next multiple of this above p. Changing it changes bits."""
+"""An exact engine feeds a token at position p with its past padded to the next multiple of this above p: part of its bits."""
+PAST_MIN = 64
+"""Others pad it to the next power of two above p, and this at least: more rows share a call."""
 
-F32 = NDArray[np.float32]
+KV = NDArray[Any]
+I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
 _PREFILL = -1  # the ticket of a lane that only fills keys and values
-_NO_DELIMITER = -1
-
-
-@dataclass(slots=True, eq=False)
-class _Group:
-    """Rows that continue one chain and have no slot yet."""
-
-    arrival: int
-    ticket: int
-    chain: NDArray[np.int32]
-    params: StepParams
-    delimiter: int
-    rows: NDArray[np.int64]  # places in the batch
-    codes: NDArray[np.float64]
-    seeds: NDArray[np.uint64]
-    entered: int = 0  # how many of the rows have had a slot
-    kv: F32 | None = None  # [C, H, len(chain)-1, D]: all tokens but the last, which is fed first
-
-    def __lt__(self, other: "_Group") -> bool:
-        return self.arrival < other.arrival
-
-
-class _Lanes:
-    """Columns of the sequences in the slots, S of them; a prefill takes a slot like a row."""
-
-    def __init__(self, slots: int, context: int) -> None:
-        self.chain = np.zeros((slots, context + 1), np.int32)
-        self.length = np.zeros(slots, np.int64)  # tokens known, sampled ones included
-        self.position = np.zeros(slots, np.int64)  # of the next token to feed = tokens whose keys and values are held
-        self.start = np.zeros(slots, np.int64)  # where the step begins
-        self.ticket = np.zeros(slots, np.int64)
-        self.row = np.zeros(slots, np.int64)
-        self.code = np.zeros(slots, np.float64)
-        self.seed = np.zeros(slots, np.uint64)
-        self.temperature = np.zeros(slots, np.float64)
-        self.top_p = np.ones(slots, np.float64)
-        self.step_max = np.zeros(slots, np.int64)
-        self.delimiter = np.zeros(slots, np.int64)
-        self.logprob = np.zeros(slots, np.float64)
-        self.code_used = np.zeros(slots, np.float64)  # nats of the code that tokens have used up
 
 
 class OnnxDecoder:
     """Samples rows in `slots` slots. See `OnnxEngine` for what makes the results reproducible to the bit.
 
-    Keys and values are kept under the digest of exactly those tokens whose they are. The last token of a chain, be it
-    a sampled delimiter or the end of a prompt, is never among them: it is the first one that a continuation feeds.
+    Keys and values are kept of exactly those tokens that were fed. The last token of a chain, be it a sampled delimiter or the
+    end of a prompt, is never among them: it is the first one that a continuation feeds.
     """
 
-    def __init__(self, model: OnnxModel, slots: int, cache_bytes_max: int) -> None:
+    def __init__(self, model: OnnxModel, folder: ModelFolder, cache_bytes_max: int) -> None:
         self.tokens_prefilled = self.tokens_sampled = 0
         self.prefix_hits = self.prefix_misses = 0
         self.rows_waiting = 0
         self.slot_busy_s = 0.0
-        self.cache = PrefixCache[F32](cache_bytes_max)
+        self.cache = PrefixTree(cache_bytes_max)
         self._model = model
-        self._context = model.info.context_tokens_max
-        self._lanes = _Lanes(slots, self._context)
-        self._free = list(range(slots))
+        self._tokenizer = folder.tokenizer
+        self._eos = folder.eos
+        self._context = folder.info.context_tokens_max
+        self._prefill_tokens = folder.prefill_tokens
+        self._rows_min = 2 if self._exact else 1  # kernels for a single row round otherwise
+        self._lanes = Lanes(folder.info.slots, self._context)
+        self._free = list(range(folder.info.slots))
         self._buckets: dict[int, KvRows] = {}
-        self._waiting: deque[_Group] = deque()
-        self._ready: list[_Group] = []  # heap by arrival; each has its keys and values
-        self._prefills: dict[bytes, tuple[int, list[_Group]]] = {}  # by digest: the lane and who waits for it
+        self._waiting: deque[Group] = deque()
+        self._ready: list[Group] = []  # heap by arrival; each has its keys and values
+        self._prefills: dict[bytes, Prefill] = {}  # by chain
         self._arrivals = count()
+        self._delimiters: dict[str | None, Delimiter] = {}
         self._ended: defaultdict[int, ResultsBuilder] = defaultdict(ResultsBuilder)
-        self._nothing = np.zeros((model.caches, model.heads, 0, model.head_dim), np.float32)
 
     @property
     def slots_used(self) -> int:
@@ -101,9 +72,13 @@ class OnnxDecoder:
         """Whether there is nothing to do or to report."""
         return not (self.slots_used or self.rows_waiting or self._ended)
 
+    @property
+    def _exact(self) -> bool:
+        return self._prefill_tokens == 1
+
     def submit(self, ticket: int, batch: StepBatch) -> None:
         """Take in the rows of a checked batch, under a ticket of 0 or more."""
-        delimiters = [self._delimiter(params) for params in batch.params]
+        delimiters = [self._delimiter(params.delimiter) for params in batch.params]
         bounds = np.searchsorted(batch.group, np.arange(len(batch.offsets)))
         for group in np.flatnonzero(np.diff(bounds)).tolist():
             chain = batch.tokens[batch.offsets[group] : batch.offsets[group + 1]]
@@ -114,7 +89,7 @@ class OnnxDecoder:
                     self._ended[ticket].add(row, Finish.CONTEXT, 0.0, 0, chain[:0], b"")
                 continue
             self._waiting.append(
-                _Group(
+                Group(
                     arrival=next(self._arrivals),
                     ticket=ticket,
                     chain=chain,
@@ -133,28 +108,34 @@ class OnnxDecoder:
         self._ready = [group for group in self._ready if group.ticket != ticket]
         heapq.heapify(self._ready)
         unwanted = set()
-        for key, (lane, groups) in list(self._prefills.items()):
-            groups[:] = [group for group in groups if group.ticket != ticket]
-            if not groups:
-                unwanted.add(lane)
+        for key, prefill in list(self._prefills.items()):
+            prefill.groups[:] = [group for group in prefill.groups if group.ticket != ticket]
+            if not prefill.groups:
+                unwanted.add(prefill.lane)
                 del self._prefills[key]
+        if not self._exact:  # there, they are in a bucket
+            self._free.extend(unwanted)
         for bucket in self._buckets.values():
             leaving = (self._lanes.ticket[bucket.lane] == ticket) | np.isin(bucket.lane, list(unwanted))
             self._free.extend(bucket.lane[leaving].tolist())
             bucket.remove(np.flatnonzero(leaving))
-        left = [*self._waiting, *self._ready, *(each for _, groups in self._prefills.values() for each in groups)]
+        left = [*self._waiting, *self._ready, *(each for prefill in self._prefills.values() for each in prefill.groups)]
         self.rows_waiting = sum(len(group.rows) - group.entered for group in left)
         self._ended.pop(ticket, None)
 
     def advance(self, tokens: int) -> list[tuple[int, StepResults]]:
-        """Feed at most so many tokens to each slot; rows that end make room at once. What ended, by ticket."""
+        """Feed at most so many tokens to each slot, prompts more; rows that end make room at once. What ended, by ticket."""
         for _ in range(tokens):
             self._admit()
             began_s, used = perf_counter(), self.slots_used
+            if self._prefills and not self._exact:
+                self._fill()
             # Longest first: a row that outgrows its bucket moves to one that has had its turn.
             for past in sorted(self._buckets, reverse=True):
                 if self._buckets[past].count:
                     self._feed(self._buckets[past])
+                if self._buckets[past].spare:
+                    del self._buckets[past]
             self.slot_busy_s += used * (perf_counter() - began_s)
             if not self.slots_used:
                 break
@@ -162,9 +143,10 @@ class OnnxDecoder:
         self._ended.clear()
         return results
 
-    def _delimiter(self, params: StepParams) -> int:
-        token = None if params.delimiter is None else self._model.token_id(params.delimiter)
-        return _NO_DELIMITER if token is None else token
+    def _delimiter(self, text: str | None) -> Delimiter:
+        if text not in self._delimiters:
+            self._delimiters[text] = Delimiter.find(self._tokenizer, text)
+        return self._delimiters[text]
 
     def _admit(self) -> None:
         """Fill the free slots: rows whose prefix is there in order of arrival, then prefills for those that wait."""
@@ -178,39 +160,43 @@ class OnnxDecoder:
             else:
                 break
 
-    def _look_up(self, group: _Group) -> None:
+    def _look_up(self, group: Group) -> None:
         prefix = group.chain[:-1]
-        key = digest(prefix)
-        group.kv = self.cache.get(key) if len(prefix) else self._nothing
-        if group.kv is not None or key in self._prefills:
+        key = prefix.tobytes()
+        held, kv = self.cache.match(prefix)
+        if held == len(prefix):
             self.prefix_hits += 1
-        if group.kv is not None:
-            heapq.heappush(self._ready, group)
+            self._make_ready(group, kv)
         elif key in self._prefills:
-            self._prefills[key][1].append(group)
+            self.prefix_hits += 1
+            self._prefills[key].groups.append(group)
         else:
             self.prefix_misses += 1
-            lane = self._occupy(_PREFILL, prefix, 0, self._nothing)
-            self._prefills[key] = (lane, [group])
+            self._prefills[key] = self._prefill(group, prefix, held, kv)
 
-    def _enter(self, group: _Group) -> None:
-        if group.kv is None:
-            raise RuntimeError("a group without keys and values is not ready")
-        lanes, params = self._lanes, group.params
+    def _prefill(self, group: Group, prefix: I32, held: int, kv: Sequence[KV]) -> Prefill:
+        """Begin to fill what is not held of a group's chain."""
+        if self._exact:
+            return Prefill(self._occupy(_PREFILL, prefix, held, kv), prefix, [group], self._nothing(0))
+        made = Prefill(self._free.pop(), prefix, [group], self._nothing(len(prefix)))
+        for part in () if self._model.whole else kv:
+            begin, made.position = made.position, made.position + part.shape[2]
+            made.kv[:, :, begin : made.position] = part
+        return made
+
+    def _nothing(self, tokens: int) -> KV:
+        return np.zeros((self._model.caches, self._model.heads, tokens, self._model.head_dim), self._model.dtype)
+
+    def _make_ready(self, group: Group, kv: list[KV]) -> None:
+        group.kv = kv
+        heapq.heappush(self._ready, group)
+
+    def _enter(self, group: Group) -> None:
         lane = self._occupy(group.ticket, group.chain, len(group.chain) - 1, group.kv)
-        lanes.start[lane] = len(group.chain)
-        lanes.row[lane] = group.rows[group.entered]
-        lanes.code[lane] = group.codes[group.entered]
-        lanes.seed[lane] = group.seeds[group.entered]
-        lanes.temperature[lane] = params.temperature
-        lanes.top_p[lane] = params.top_p
-        lanes.step_max[lane] = params.max_step_tokens
-        lanes.delimiter[lane] = group.delimiter
-        lanes.logprob[lane] = lanes.code_used[lane] = 0
-        group.entered += 1
+        self._lanes.enter(lane, group)
         self.rows_waiting -= 1
 
-    def _occupy(self, ticket: int, chain: NDArray[np.int32], position: int, kv: F32) -> int:
+    def _occupy(self, ticket: int, chain: I32, position: int, kv: Sequence[KV]) -> int:
         lanes, lane = self._lanes, self._free.pop()
         lanes.ticket[lane] = ticket
         lanes.chain[lane, : len(chain)] = chain
@@ -220,10 +206,19 @@ class OnnxDecoder:
         return lane
 
     def _bucket(self, position: int) -> KvRows:
-        past = (position // PAST_MULTIPLE + 1) * PAST_MULTIPLE
+        past = (position // PAST_MULTIPLE + 1) * PAST_MULTIPLE if self._exact else max(PAST_MIN, 1 << position.bit_length())
+        if self._model.in_place:  # its tables of positions go no further
+            past = min(past, self._context - 1)
         if past not in self._buckets:
-            self._buckets[past] = KvRows(self._model.caches, self._model.heads, past, self._model.head_dim)
+            self._buckets[past] = KvRows(self._model.caches, self._model.heads, past, self._model.head_dim, self._model.dtype)
         return self._buckets[past]
+
+    def _fill(self) -> None:
+        """One call for the prompts that wait longest."""
+        self.tokens_prefilled += fill(self._model, list(self._prefills.values()), self._prefill_tokens)
+        for key in [key for key, prefill in self._prefills.items() if not prefill.left]:
+            self._free.append(self._prefills[key].lane)
+            self._end_prefill(key, self._prefills[key].kv)
 
     def _feed(self, bucket: KvRows) -> None:
         """Feed each row of a bucket its next token, and sample where that was the last one known."""
@@ -235,29 +230,44 @@ class OnnxDecoder:
         finish = self._sample(lane, logits, ~prefill)
         filled = prefill & (lanes.position[lane] == lanes.length[lane])
         for row in np.flatnonzero(filled).tolist():
-            self._end_prefill(bucket, row)
+            chain = lanes.known(int(lane[row]))
+            self._end_prefill(chain.tobytes(), bucket.held(row, len(chain)))
         for row in np.flatnonzero(finish).tolist():
             self._end_row(bucket, row, Finish(int(finish[row])))
         gone = filled | (finish > 0)
         grown = ~gone & (lanes.position[lane] == bucket.past)
         for row in np.flatnonzero(grown).tolist():
-            self._bucket(bucket.past).add(int(lane[row]), bucket.held(row, bucket.past))
+            self._bucket(bucket.past).add(int(lane[row]), [bucket.held(row, bucket.past)])
         self._free.extend(lane[gone].tolist())
         bucket.remove(np.flatnonzero(gone | grown))
 
-    def _run(self, bucket: KvRows) -> F32:
+    def _run(self, bucket: KvRows) -> KV:
         """Logits `[n, V]` of a bucket's rows; their keys and values are written."""
-        lane, past = bucket.lane, bucket.inputs()
-        fed = lane if len(lane) == len(past[0]) else np.repeat(lane, 2)  # a single row gets a filler beside it
-        position = self._lanes.position[fed]
-        mask = (np.arange(bucket.past + 1) < position[:, None]).astype(np.int64)
-        mask[:, -1] = 1
-        tokens = self._lanes.chain[fed, position].astype(np.int64)
-        logits, present = self._model.run(tokens, position, mask, past)
-        bucket.write(position[: len(lane)], present)
-        return logits[: len(lane)]
+        if self._model.padded:
+            return self._call(bucket, np.arange(bucket.count), bucket.past, bucket.inputs(max(bucket.count, self._rows_min)))
+        position = self._lanes.position[bucket.lane]
+        alike = [np.flatnonzero(position == each) for each in np.unique(position)]
+        pasts = [int(position[rows[0]]) for rows in alike]
+        logits = [
+            self._call(bucket, rows, past, bucket.cut(self._fed(rows), past)) for rows, past in zip(alike, pasts, strict=True)
+        ]
+        return np.concatenate(logits)[np.argsort(np.concatenate(alike))]
 
-    def _sample(self, lane: I64, logits: F32, sampling: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    def _call(self, bucket: KvRows, rows: I64, past: int, kv: list[KV]) -> KV:
+        lane = bucket.lane[self._fed(rows)]
+        position = self._lanes.position[lane]
+        mask = (np.arange(past + 1) < position[:, None]).astype(np.int64)
+        mask[:, -1] = 1
+        tokens = self._lanes.chain[lane, position].astype(np.int64)
+        logits, present = self._model.run(tokens, position, mask, kv)
+        bucket.write(rows, position[: len(rows)], self._model.newest(present, position))
+        return logits[: len(rows)]
+
+    def _fed(self, rows: I64) -> I64:
+        """Rows `[n]` as they are fed: a single one may get a filler beside it."""
+        return rows if len(rows) >= self._rows_min else np.repeat(rows, self._rows_min)
+
+    def _sample(self, lane: I64, logits: KV, sampling: NDArray[np.bool_]) -> NDArray[np.uint8]:
         """Draw a token for the rows of `sampling` `[n]`; a `Finish` for each row `[n]`, 0 for those that go on."""
         finish = np.zeros(len(lane), np.uint8)
         if not sampling.any():
@@ -269,36 +279,37 @@ class OnnxDecoder:
         spent = used > CODE_NATS
         lanes.code[lane] = np.where(spent, uniform(lanes.seed[lane], place), rest)
         lanes.code_used[lane] = np.where(spent, 0, used)
-        bad, end = token < 0, (token[:, None] == self._model.eos).any(axis=1)
+        bad, end = token < 0, (token[:, None] == self._eos).any(axis=1)
         kept = ~(bad | end)
         grows = lane[kept]
         lanes.chain[grows, lanes.length[grows]] = token[kept]
         lanes.length[grows] += 1
         lanes.logprob[grows] += logprob[kept]
         self.tokens_sampled += len(lane) - int(bad.sum())
+        step = token == lanes.end_token[lane]
+        for at in np.flatnonzero(kept & lanes.in_text[lane]).tolist():
+            each = int(lane[at])
+            step[at] = lanes.delimiter[each].completed(lanes.known(each), int(lanes.start[each]))
         finish[sampling] = np.select(
-            [
-                bad,
-                end,
-                token == lanes.delimiter[lane],
-                lanes.length[lane] >= self._context,
-                place + 1 >= lanes.step_max[lane],
-            ],
+            [bad, end, step, lanes.length[lane] >= self._context, place + 1 >= lanes.step_max[lane]],
             [Finish.ERROR, Finish.END, Finish.STEP, Finish.CONTEXT, Finish.STEP_CUT],
             0,
         )
         return finish
 
-    def _end_prefill(self, bucket: KvRows, row: int) -> None:
-        key, kv = self._keep(bucket, row)
-        _, groups = self._prefills.pop(key)
-        for group in groups:
-            group.kv = kv
-            heapq.heappush(self._ready, group)
+    def _end_prefill(self, key: bytes, kv: KV) -> None:
+        """Hand out keys and values `[C, H, n, D]`, of all tokens of a prefill's chain, to those that wait for them."""
+        prefill = self._prefills.pop(key)
+        self.cache.insert(prefill.chain, kv)
+        held, parts = self.cache.match(prefill.chain)
+        if held < len(prefill.chain):  # there is no room for it
+            parts = [kv.copy()]
+        for group in prefill.groups:
+            self._make_ready(group, parts)
 
     def _end_row(self, bucket: KvRows, row: int, finish: Finish) -> None:
         lanes, lane = self._lanes, int(bucket.lane[row])
-        chain, start = lanes.chain[lane, : lanes.length[lane]], int(lanes.start[lane])
+        chain, start = lanes.known(lane), int(lanes.start[lane])
         tokens = chain[start:].copy()
         builder = self._ended[int(lanes.ticket[lane])]
         builder.add(
@@ -307,20 +318,10 @@ class OnnxDecoder:
             logprob=float(lanes.logprob[lane]),
             cost=len(tokens) + (finish == Finish.END),
             tokens=tokens,
-            text=self._model.text(chain, start, ended=finish in (Finish.END, Finish.CONTEXT)) if len(tokens) else b"",
+            text=lanes.delimiter[lane].step(chain, start, ended=finish in (Finish.END, Finish.CONTEXT)),
         )
         if finish == Finish.ERROR:
             builder.explain("the model gave logits without a finite maximum")
         if finish in (Finish.STEP, Finish.STEP_CUT):
-            self._keep(bucket, row)
-
-    def _keep(self, bucket: KvRows, row: int) -> tuple[bytes, F32]:
-        """Put what a row holds in the cache."""
-        lane = bucket.lane[row]
-        tokens = int(self._lanes.position[lane])
-        key = digest(self._lanes.chain[lane, :tokens])
-        kv = self.cache.get(key)
-        if kv is None:
-            kv = bucket.held(row, tokens).copy()
-            self.cache.put(key, kv, kv.nbytes)
-        return key, kv
+            held = int(lanes.position[lane])
+            self.cache.insert(chain[:held], bucket.held(row, held))

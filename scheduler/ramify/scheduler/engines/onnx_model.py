@@ -1,69 +1,78 @@
-"""A decoder-only model exported to ONNX with past key values: what its folder holds, and one step of it."""
+"""A decoder-only model exported to ONNX with past keys and values: its layout, and calls of it."""
 
-import hashlib
-import json
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
-from ramify.scheduler.engines.base import ModelInfo
-from ramify.scheduler.engines.text import step_text
+from ramify.scheduler.engines.onnx_folder import EXPORT
 from ramify.scheduler.errors import EngineError
 
-F32 = NDArray[np.float32]
+KV = NDArray[Any]
+"""Keys or values, of float32 or float16."""
 I64 = NDArray[np.int64]
 
-_REQUIRED = ("config.json", "tokenizer.json", "model.onnx")
+_PAST = re.compile(r"past_key_values\.\d+\.(key|value)")
+_KEEP = ("num_logits_to_keep", "logits_to_keep")
+_AXES = {"input_ids": 2, "attention_mask": 2, "position_ids": 2, "use_cache_branch": 1}  # how many each input has
+_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
+}
+_REALS = ("tensor(float)", "tensor(float16)")
 
 
 class OnnxModel:
-    """The model in a folder of `config.json`, `tokenizer.json` and `model.onnx` (the layout that optimum exports).
+    """A graph in the layout of Hugging Face's exports (optimum, transformers.js), run on the CPU.
 
-    `generation_config.json` may name the end-of-sequence tokens instead of `config.json`; `ramify.json` may hold
-    `name`, `prompt_template`, `delimiter` and `problem_format`, with the meanings of `ModelInfo`.
+    Inputs are `input_ids`, `past_key_values.N.key` and `.value`, and, if the graph has them, `attention_mask`, `position_ids`,
+    `use_cache_branch` and `logits_to_keep`; outputs are `logits`, `present.N.key` and `.value`.
 
     Attributes:
         caches: how many key and value tensors there are, two a layer.
         heads: key and value heads, H.
         head_dim: width of one, D.
+        dtype: of keys and values.
         vocabulary: number of logits, V.
-        eos: ids that end a chain.
+        padded: whether rows at different positions can be in one call, their pasts padded on the right.
+        in_place: whether a call puts new keys and values right after the row's own past, and not after the padding.
+        whole: whether a call for several tokens must begin with the chain.
 
     Raises:
-        EngineError: the folder lacks a file, or the model is not of the layout.
+        EngineError: the graph can't be loaded, or is not of the layout.
     """
 
-    def __init__(self, folder: Path, slots: int, threads: int) -> None:
-        for name in _REQUIRED:
-            if not (folder / name).is_file():
-                raise EngineError(f"the model folder {folder} lacks {name}")
-        config, ramify = _json(folder / "config.json"), _json(folder / "ramify.json")
-        self.tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._session = _session(folder / "model.onnx", threads)
-        inputs: dict[str, Any] = {each.name: each for each in self._session.get_inputs()}
-        self._past_names = [name for name in inputs if name.startswith("past_key_values.")]
-        self._output_names = ["logits", *(name.replace("past_key_values", "present") for name in self._past_names)]
-        _check_layout(folder, self._past_names, inputs, self._output_names, self._session)
+    def __init__(self, file: Path, config: Mapping[str, Any], threads: int) -> None:
+        self._file = file
+        self._session = _session(file, threads)
+        self._inputs: dict[str, Any] = {each.name: each for each in self._session.get_inputs()}
+        self._outputs: dict[str, Any] = {each.name: each for each in self._session.get_outputs()}
+        self._past_names = [name for name in self._inputs if _PAST.fullmatch(name)]
+        self._present_names = [name.replace("past_key_values", "present") for name in self._past_names]
+        self._check_layout()
+        first, logits = self._inputs[self._past_names[0]], self._outputs["logits"]
+        heads = config.get("num_key_value_heads") or config.get("num_attention_heads")
+        width = config.get("head_dim") or config.get("hidden_size", 0) // (config.get("num_attention_heads") or 1)
         self.caches = len(self._past_names)
-        self.heads = int(config.get("num_key_value_heads") or config["num_attention_heads"])
-        self.head_dim = int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
-        self.vocabulary = int(config["vocab_size"])
-        self.eos = _eos(folder, config)
-        self.info = ModelInfo(
-            name=ramify.get("name", folder.name),
-            revision=_revision(folder),
-            backend="onnx",
-            tokenizer_json=self.tokenizer.to_str(),
-            context_tokens_max=int(config["max_position_embeddings"]),
-            slots=slots,
-            **{key: ramify[key] for key in ("prompt_template", "delimiter", "problem_format") if key in ramify},
-        )
+        self.heads = self._size("how many key and value heads there are", first.shape[1], heads)
+        self.head_dim = self._size("how wide a head is", first.shape[3], width)
+        self.dtype = _TYPES[first.type]
+        self.vocabulary = self._size("how many logits there are", logits.shape[-1], config.get("vocab_size"))
+        self._dtypes = {name: _TYPES[each.type] for name, each in self._inputs.items()}
+        self._keep = {name: np.ones([1] * len(self._inputs[name].shape), np.int64) for name in _KEEP if name in self._inputs}
+        self.in_place = self._lands_in_place()
+        self.padded = "attention_mask" in self._inputs and ("position_ids" in self._inputs or self.in_place)
+        # The half of it that takes a past was traced with one new token, and may see no order among several.
+        self.whole = "use_cache_branch" in self._inputs
 
-    def run(self, tokens: I64, positions: I64, mask: I64, past: list[F32]) -> tuple[F32, list[F32]]:
+    def run(self, tokens: I64, positions: I64, mask: I64, past: Sequence[KV]) -> tuple[KV, list[KV]]:
         """Feed one token a row.
 
         Args:
@@ -74,65 +83,114 @@ class OnnxModel:
 
         Returns:
             logits: `[B, V]`
-            present: `caches` times `[B, H, P+1, D]`, the new token last.
+            present: `caches` times `[B, H, P+1, D]`; `newest` finds the new token in it.
         """
-        feeds: dict[str, F32 | I64] = dict(zip(self._past_names, past, strict=True))
-        feeds |= {"input_ids": tokens[:, None], "position_ids": positions[:, None], "attention_mask": mask}
-        logits, *present = self._session.run(self._output_names, feeds)
+        outputs = ["logits", *self._present_names]
+        logits, *present = self._call(outputs, tokens[:, None], positions[:, None], mask, past)
         return logits[:, -1], present
 
-    def token_id(self, text: str) -> int | None:
-        """The single token that stands for a text, if there is one."""
-        token: int | None = self.tokenizer.token_to_id(text)
-        if token is not None:
-            return token
-        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return int(ids[0]) if len(ids) == 1 else None
+    def newest(self, present: Sequence[KV], positions: I64) -> list[KV]:
+        """The new tokens' keys and values, `caches` times `[B, H, D]`, of what `run` has given for `positions` `[B]`."""
+        if self.in_place:
+            rows = np.arange(len(positions))
+            return [each[rows, :, positions] for each in present]
+        return [each[:, :, -1] for each in present]
 
-    def text(self, chain: NDArray[np.int32], start: int, *, ended: bool) -> bytes:
-        """See `step_text`."""
-        return step_text(self.tokenizer, chain, start, ended=ended)
+    def fill(self, tokens: I64, lengths: I64, past: Sequence[KV]) -> list[KV]:
+        """Feed many tokens a row, of rows whose pasts are equally long.
+
+        Args:
+            tokens: `[B, T]`; behind `lengths` anything.
+            lengths: `[B]` how many of them count, 1 to T.
+            past: `caches` times `[B, H, P, D]`, all of it attended.
+
+        Returns:
+            `caches` times `[B, H, T, D]`: keys and values of the tokens; behind `lengths` anything.
+        """
+        held, new = past[0].shape[2], np.arange(tokens.shape[1])
+        mask = np.ones((len(tokens), held + len(new)), np.int64)
+        mask[:, held:] = new < lengths[:, None]
+        positions = held + np.minimum(new, lengths[:, None] - 1)
+        present = self._call(self._present_names, tokens, positions, mask, past)
+        return [each[:, :, held : held + len(new)] for each in present]
+
+    def _call(self, outputs: list[str], tokens: I64, positions: I64, mask: I64, past: Sequence[KV]) -> list[KV]:
+        feeds: dict[str, NDArray[Any]] = dict(zip(self._past_names, past, strict=True))
+        offered = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
+        offered |= {"use_cache_branch": np.array([past[0].shape[2] > 0]), **self._keep}
+        for name, value in offered.items():
+            if name in self._dtypes:
+                feeds[name] = value.astype(self._dtypes[name], copy=False)
+        made: list[KV] = self._session.run(outputs, feeds)
+        return made
+
+    def _lands_in_place(self) -> bool:
+        """Ask the model itself: two rows with nothing but padding in their past, and one new token each.
+
+        Graphs with ONNX Runtime's GroupQueryAttention put it before the padding, others behind.
+        """
+        tokens, nowhere = np.array([1, self.vocabulary // 2]), np.zeros(2, np.int64)
+        past: list[KV] = [np.zeros((2, self.heads, 2, self.head_dim), self.dtype)] * self.caches
+        try:
+            _, present = self.run(tokens, nowhere, np.array([[0, 0, 1]] * 2), past)
+        except Exception as error:  # ONNX Runtime has many kinds, and nothing above them
+            raise EngineError(f"{self._file} can't be run with past key values: {_line(error)}") from error
+        return any(bool(each[:, :, 0].any()) for each in present)
+
+    def _check_layout(self) -> None:
+        known = {*_AXES, *_KEEP, *self._past_names}
+        unknown = sorted(set(self._inputs) - known)
+        if unknown:
+            self._refuse(f"the input {unknown[0]} is none that a decoder-only model has in Hugging Face's layout")
+        if "input_ids" not in self._inputs or not self._past_names:
+            self._refuse(f"its inputs are {', '.join(sorted(self._inputs))}: it lacks input_ids or past_key_values.N.key")
+        lacking = sorted({"logits", *self._present_names} - set(self._outputs))
+        if lacking:
+            self._refuse(f"it lacks the output {lacking[0]}")
+        sizes = {
+            (each.type, *each.shape[1::2]) for each in map(self._inputs.__getitem__, self._past_names) if len(each.shape) == 4
+        }
+        if len(sizes) > 1:
+            self._refuse("its past key values differ in type, heads or width, which is not supported")
+        for name in self._past_names:
+            self._check_input(name, 4, (0, 2), _REALS)
+        for name, axes in _AXES.items():
+            if name in self._inputs:
+                self._check_input(name, axes, range(2) if axes == 2 else (), tuple(_TYPES))
+
+    def _check_input(self, name: str, axes: int, dynamic: Sequence[int], types: Sequence[str]) -> None:
+        given = self._inputs[name]
+        if given.type not in types:
+            self._refuse(f"the input {name} is a {given.type}, which is not supported")
+        if len(given.shape) != axes:
+            self._refuse(f"the input {name} has {len(given.shape)} axes and not {axes}")
+        fixed = [axis for axis in dynamic if isinstance(given.shape[axis], int)]
+        if fixed:
+            self._refuse(f"axis {fixed[0]} of the input {name} is always {given.shape[fixed[0]]}: it must be dynamic")
+
+    def _size(self, what: str, graph: Any, config: Any) -> int:
+        """A size as the graph says it, or the configuration where the graph has a name for it."""
+        if isinstance(graph, int):
+            return graph
+        if not config:
+            self._refuse(f"neither its shapes nor config.json say {what}")
+        return int(config)
+
+    def _refuse(self, reason: str) -> NoReturn:
+        raise EngineError(f"{self._file}: {reason}. Export the model with `{EXPORT}`")
 
 
-def _session(path: Path, threads: int) -> Any:
+def _session(file: Path, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors, which come as exceptions too
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other processes share the cores
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime has many kinds, and nothing above them
+        raise EngineError(f"ONNX Runtime can't load {file}: {_line(error)}") from error
 
 
-def _check_layout(folder: Path, past: list[str], inputs: dict[str, Any], outputs: list[str], session: Any) -> None:
-    expected = {"input_ids", "attention_mask", "position_ids", *past}
-    if not past or set(inputs) != expected:
-        raise EngineError(f"{folder / 'model.onnx'}: inputs are {sorted(inputs)}, not tokens with past key values")
-    if any(inputs[name].type != "tensor(float)" for name in past):
-        raise EngineError(f"{folder / 'model.onnx'}: past key values are not float32")
-    lacking = set(outputs) - {each.name for each in session.get_outputs()}
-    if lacking:
-        raise EngineError(f"{folder / 'model.onnx'} lacks outputs {sorted(lacking)}")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return loaded
-
-
-def _eos(folder: Path, config: dict[str, Any]) -> NDArray[np.int64]:
-    found = _json(folder / "generation_config.json").get("eos_token_id", config.get("eos_token_id"))
-    if found is None:
-        raise EngineError(f"{folder}: neither generation_config.json nor config.json has an eos_token_id")
-    return np.atleast_1d(np.array(found, np.int64))
-
-
-def _revision(folder: Path) -> str:
-    """Hash of everything that changes what is sampled: weights (also those beside the graph), tokenizer, ends."""
-    content = hashlib.blake2b(digest_size=16)
-    names = sorted({*_REQUIRED, "generation_config.json", *(path.name for path in folder.glob("model.onnx*"))})
-    for path in (folder / name for name in names):
-        if path.is_file():
-            with path.open("rb") as file:
-                content.update(f"{path.name}:{hashlib.file_digest(file, 'blake2b').hexdigest()};".encode())
-    return content.hexdigest()
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
