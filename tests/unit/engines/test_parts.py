@@ -8,7 +8,6 @@ import pytest
 
 from ramify.scheduler.engines.base import Finish
 from ramify.scheduler.engines.columns import ResultsBuilder, concatenate, take_rows
-from ramify.scheduler.engines.prefix_cache import PrefixCache, digest
 from ramify.scheduler.engines.registry import load_engine
 from ramify.scheduler.engines.sampling import sample, uniform
 from ramify.scheduler.engines.simulated import SimulatedEngine
@@ -128,25 +127,6 @@ def test_uniform_numbers_fill_their_range() -> None:
     assert u.max() < 1
     assert len(np.unique(u)) == len(u)
     assert np.histogram(u, 10, (0, 1))[0] / len(u) == pytest.approx(np.full(10, 0.1), abs=0.012)
-
-
-def test_the_least_recently_used_goes_first() -> None:
-    cache = PrefixCache[str](10)
-    for key, weight in ((b"a", 4), (b"b", 4)):
-        cache.put(key, key.decode(), weight)
-    assert cache.get(b"a") == "a"
-    cache.put(b"c", "c", 4)
-    assert (cache.get(b"b"), cache.get(b"a"), cache.get(b"c")) == (None, "a", "c")
-    cache.put(b"a", "A", 1)
-    assert (cache.get(b"a"), cache.weight, len(cache)) == ("A", 5, 2)
-    cache.put(b"d", "d", 11)
-    assert (cache.get(b"d"), cache.weight) == (None, 5)
-
-
-def test_digests_tell_tokens_apart() -> None:
-    chains = [np.array(tokens, np.int32) for tokens in ([1, 2], [2, 1], [1, 2, 0], [258], [])]
-    assert len({digest(chain) for chain in chains}) == len(chains)
-    assert digest(np.array([9, 1, 9, 2], np.int32)[1::2]) == digest(chains[0])
 
 
 def test_results_are_picked_and_joined() -> None:
