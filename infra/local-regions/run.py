@@ -12,12 +12,13 @@ import argparse
 import contextlib
 import logging
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ GENERATOR = HERE.parent / "models" / "tiny24" / "generator"
 LABEL = "ray.io/region"
 HOME, *OTHERS = "eu-west", "eu-north", "us-east"  # the first has Ray's head, and can't be cut off
 MEMORY_BYTES = 80 << 20  # of each node's object store
+COMMANDS = "cut REGION | back REGION | engines | quit"
 STOP_S = 30.0
+LOOK_S = 0.5  # between two looks whether Ramify still runs
 ANSWER_S = 5.0
 # A node whose process is gone is given up within 2 s; one that stands still, or has no time on a busy machine, within 20.
 SYSTEM = {
@@ -117,7 +120,16 @@ def _node(region: str) -> dict[str, Any]:
     return {"num_cpus": 1, "object_store_memory": MEMORY_BYTES, "labels": {LABEL: region}}
 
 
-def serve(regions: Regions, commands: Iterable[str], up: "subprocess.Popen[bytes]") -> None:
+def lines(up: "subprocess.Popen[bytes]") -> Iterator[str]:
+    """What is typed, as long as Ramify runs."""
+    while up.poll() is None:
+        if select.select([sys.stdin], [], [], LOOK_S)[0]:
+            if not (line := sys.stdin.readline()):
+                return
+            yield line
+
+
+def serve(regions: Regions, commands: Iterator[str]) -> None:
     """Do what is asked until nothing more is."""
     for line in commands:
         do, _, region = line.strip().partition(" ")
@@ -125,10 +137,10 @@ def serve(regions: Regions, commands: Iterable[str], up: "subprocess.Popen[bytes
             print(getattr(regions, do)(region.strip()), flush=True)
         elif do == "engines":
             print(regions.engines(), flush=True)
-        elif do == "quit" or up.poll() is not None:
+        elif do == "quit":
             return
         elif do:
-            print("cut REGION | back REGION | engines | quit", flush=True)
+            print(COMMANDS, flush=True)
 
 
 def main() -> int:
@@ -137,10 +149,11 @@ def main() -> int:
         description="Three regions on this machine.", epilog="Other options are those of `ramify up`."
     )
     parser.add_argument("--home", type=Path, default=Path.home() / ".ramify" / "regions", help="folder for state and logs")
+    parser.add_argument("--fleet", type=Path, default=HERE / "fleet.toml", help="which engines there are, see docs/regions.md")
     options, others = parser.parse_known_args()
     options.home.mkdir(parents=True, exist_ok=True)
     fleet = options.home / "fleet.toml"
-    fleet.write_text((HERE / "fleet.toml").read_text().replace("TINY24", str(GENERATOR)))
+    fleet.write_text(options.fleet.read_text().replace("TINY24", str(GENERATOR)))
     folder = tempfile.mkdtemp(prefix="ramify-")  # a short path: Ray's sockets lie in it
     screen = os.dup(sys.stderr.fileno())
     with (options.home / "ray.log").open("ab") as log:  # Ray has much to say of a node that dies
@@ -152,9 +165,9 @@ def main() -> int:
     up = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=screen, start_new_session=True)
     try:
         print(f"three regions: {', '.join([HOME, *OTHERS])}; the fleet is {fleet}, edit it as you like", flush=True)
-        print("cut REGION | back REGION | engines | quit", flush=True)
+        print(COMMANDS, flush=True)
         with contextlib.suppress(KeyboardInterrupt):
-            serve(regions, sys.stdin, up)
+            serve(regions, lines(up))
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
