@@ -848,6 +848,34 @@ class Prompt(_message.Message):
 Global___Prompt: _TypeAlias = Prompt  # noqa: Y015
 
 @_typing.final
+class Generator(_message.Message):
+    """One of several models that write a job's steps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """As the system's engines name it."""
+    weight: _builtins.float
+    """Its share, as against the other weights: above 0, at most 1,000,000. Default 1."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        weight: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "weight", b"weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "model", b"model", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
+
+Global___Generator: _TypeAlias = Generator  # noqa: Y015
+
+@_typing.final
 class Budget(_message.Message):
     """What a job may spend. Absent means no bound; 0 is an error, and so is more than 2^48. Nothing is dispatched that could overrun tokens."""
 
@@ -966,6 +994,7 @@ class JobSpec(_message.Message):
     SEARCH_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
+    GENERATORS_FIELD_NUMBER: _builtins.int
     ROUTING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A name for people; need not be unique."""
@@ -988,6 +1017,12 @@ class JobSpec(_message.Message):
         """How problems become prompts."""
 
     @_builtins.property
+    def generators(self) -> _containers.RepeatedCompositeFieldContainer[Global___Generator]:
+        """Several models, two to eight, instead of `generator`: each step is one's, by its node's id and the weights. Their tokenizers
+        must be the same. Prompts are made for the first of them.
+        """
+
+    @_builtins.property
     def routing(self) -> Global___Routing:
         """Where its steps are sampled."""
 
@@ -1001,11 +1036,12 @@ class JobSpec(_message.Message):
         search: Global___Search | None = ...,
         budget: Global___Budget | None = ...,
         prompt: Global___Prompt | None = ...,
+        generators: _abc.Iterable[Global___Generator] | None = ...,
         routing: Global___Routing | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "prompt", b"prompt", "routing", b"routing", "search", b"search"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "checker", b"checker", "generator", b"generator", "name", b"name", "prompt", b"prompt", "routing", b"routing", "search", b"search", "verifier", b"verifier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "checker", b"checker", "generator", b"generator", "generators", b"generators", "name", b"name", "prompt", b"prompt", "routing", b"routing", "search", b"search", "verifier", b"verifier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1079,7 +1115,7 @@ class Pins(_message.Message):
     VERIFIER_FIELD_NUMBER: _builtins.int
     CHECKER_FIELD_NUMBER: _builtins.int
     generator: _builtins.str
-    """Of its generator."""
+    """Of its generator; of several, separated by commas, in the order of the spec."""
     verifier: _builtins.str
     """Of its verifier."""
     checker: _builtins.str
@@ -1230,6 +1266,7 @@ class Result(_message.Message):
     ANSWER_NODE_ID_FIELD_NUMBER: _builtins.int
     WASTED_TOKENS_FIELD_NUMBER: _builtins.int
     RESTARTED_FIELD_NUMBER: _builtins.int
+    GENERATORS_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
     problem_index: _builtins.int
     """Index of the problem in its job, from 0."""
@@ -1263,6 +1300,10 @@ class Result(_message.Message):
     def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """All steps of the chosen chain, without delimiters."""
 
+    @_builtins.property
+    def generators(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The models that wrote the steps, in the order of `steps`, where the job has several."""
+
     def __init__(
         self,
         *,
@@ -1279,11 +1320,12 @@ class Result(_message.Message):
         answer_node_id: _builtins.int = ...,
         wasted_tokens: _builtins.int = ...,
         restarted: _builtins.str = ...,
+        generators: _abc.Iterable[_builtins.str] | None = ...,
         note: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "problem", b"problem", "score", b"score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "answer", b"answer", "answer_node_id", b"answer_node_id", "message", b"message", "note", b"note", "outcome", b"outcome", "problem", b"problem", "problem_index", b"problem_index", "restarted", b"restarted", "score", b"score", "step_count", b"step_count", "steps", b"steps", "tokens", b"tokens", "verdict", b"verdict", "wasted_tokens", b"wasted_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "answer", b"answer", "answer_node_id", b"answer_node_id", "generators", b"generators", "message", b"message", "note", b"note", "outcome", b"outcome", "problem", b"problem", "problem_index", b"problem_index", "restarted", b"restarted", "score", b"score", "step_count", b"step_count", "steps", b"steps", "tokens", b"tokens", "verdict", b"verdict", "wasted_tokens", b"wasted_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
     _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
@@ -1306,6 +1348,7 @@ class TreeNode(_message.Message):
     LOGPROB_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
     FINISH_FIELD_NUMBER: _builtins.int
+    GENERATOR_FIELD_NUMBER: _builtins.int
     node_id: _builtins.int
     """Unique in the tree; the same after a restart and in another run with the same seed."""
     parent_id: _builtins.int
@@ -1322,6 +1365,8 @@ class TreeNode(_message.Message):
     """The verifier's score of the step; absent until or unless it is scored."""
     finish: Global___Finish.ValueType
     """Why the step ended."""
+    generator: _builtins.str
+    """The model that wrote it, where the job has several."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Its token ids: those of the step prompt, if the job has one, and the sampled ones."""
@@ -1338,10 +1383,11 @@ class TreeNode(_message.Message):
         logprob: _builtins.float = ...,
         score: _builtins.float | None = ...,
         finish: Global___Finish.ValueType = ...,
+        generator: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "score", b"score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "child_index", b"child_index", "depth", b"depth", "finish", b"finish", "logprob", b"logprob", "node_id", b"node_id", "parent_id", b"parent_id", "score", b"score", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "child_index", b"child_index", "depth", b"depth", "finish", b"finish", "generator", b"generator", "logprob", b"logprob", "node_id", b"node_id", "parent_id", b"parent_id", "score", b"score", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
     _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015

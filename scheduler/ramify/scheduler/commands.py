@@ -21,6 +21,7 @@ class Generate:
     """Sample R steps of one job: G chains, each continued one or more times. Answer: `StepsSampled` or `StepsLost`."""
 
     plan: JobPlan
+    generator: str  # the engine model that is to sample
     params: StepParams
     speculative: bool  # to be sampled only where nothing else waits
     tokens: NDArray[np.int32]  # the chains' tokens, prompt first, one chain after the other
@@ -41,18 +42,23 @@ class Generate:
 
     @classmethod
     def of(cls, forest: Forest, plan: JobPlan, rows: Rows) -> list[Self]:
-        """The commands to sample `rows` `[R]`, all of one job: one for each way of sampling among them."""
-        flags = forest.flags[rows]
-        return [cls._alike(forest, plan, rows[flags == kind], kind) for kind in np.flatnonzero(np.bincount(flags)).tolist()]
+        """The commands to sample `rows` `[R]`, all of one job: one for each model and way of sampling among them."""
+        models = [each.model for each in plan.generators]
+        kinds = forest.flags[rows].astype(np.int64) * len(models) + plan.writers(forest.node_id[rows])
+        return [
+            cls._alike(forest, plan, rows[kinds == kind], kind // len(models), models[kind % len(models)])
+            for kind in np.flatnonzero(np.bincount(kinds)).tolist()
+        ]
 
     @classmethod
-    def _alike(cls, forest: Forest, plan: JobPlan, rows: Rows, flags: int) -> Self:
+    def _alike(cls, forest: Forest, plan: JobPlan, rows: Rows, flags: int, generator: str) -> Self:
         rows = rows[np.argsort(forest.parent[rows], kind="stable")]
         parent, node_id, index = forest.parent[rows], forest.node_id[rows], forest.child_index[rows]
         first = np.diff(parent, prepend=NO_ROW) != 0
         tokens, offsets = forest.chain_tokens(parent[first])
         return cls(
             plan=plan,
+            generator=generator,
             params=replace(plan.params, temperature=0.0) if flags & Flag.GREEDY else plan.params,
             speculative=bool(flags & Flag.SPECULATIVE),
             tokens=tokens,
@@ -182,6 +188,7 @@ class TreeResult:
     wasted_tokens: int  # of `tokens`, those of speculative steps that came to nothing
     message: str  # why there is no answer
     note: str = ""  # what is odd about the answer
+    generators: list[str] = field(default_factory=list)  # that wrote the steps, where the job has several
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,7 @@ def results(forest: Forest, plan: JobPlan, messages: dict[int, str], finished: R
         tree: [text.removesuffix(plan.params.delimiter or "") for text in texts]
         for tree, texts in zip(answered.tolist(), forest.step_texts(trees.best[answered]), strict=True)
     }
+    writers = dict(zip(answered.tolist(), step_generators(forest, plan, trees.best[answered]), strict=True))
     wasted = wasted_tokens(forest, finished)
     return [
         TreeResult(
@@ -98,10 +99,21 @@ def results(forest: Forest, plan: JobPlan, messages: dict[int, str], finished: R
             tokens=int(trees.spent[tree]),
             wasted_tokens=int(wasted[tree]),
             message="" if tree in steps else messages.get(int(trees.tree_id[tree]), ""),
+            generators=writers.get(tree, []),
             note=note(forest, plan, int(trees.best[tree])) if tree in steps else "",
         )
         for tree in finished.tolist()
     ]
+
+
+def step_generators(forest: Forest, plan: JobPlan, rows: Rows) -> list[list[str]]:
+    """The models that wrote the steps of each of the chains that end in `rows` `[R]`; nothing where the job has one."""
+    if len(plan.generators) == 1:
+        return [[] for _ in rows]
+    path, length = forest.paths(rows)
+    models = [plan.generators[at].model.partition("@")[0] for at in plan.writers(forest.node_id[path]).tolist()]
+    ends = np.cumsum(length).tolist()
+    return [models[end - count : end] for end, count in zip(ends, length.tolist(), strict=True)]
 
 
 def wasted_tokens(forest: Forest, trees: Rows) -> dict[int, int]:

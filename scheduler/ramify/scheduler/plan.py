@@ -2,9 +2,14 @@
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ramify.scheduler.engines.base import StepParams
 from ramify.scheduler.forest.forest import Aggregate
+from ramify.scheduler.forest.ids import writers
 from ramify.scheduler.placement import Routing
 from ramify.scheduler.policies.answers import AnswerRule, CutRule
 from ramify.scheduler.policies.base import Policy
@@ -29,6 +34,13 @@ class Verdict(IntEnum):
     WRONG = 2
 
 
+class Generator(NamedTuple):
+    """An engine model that samples, and its share as against others."""
+
+    model: str
+    weight: float = 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class JobPlan:
     """A job's spec as the core needs it: checked, defaults filled in."""
@@ -36,7 +48,7 @@ class JobPlan:
     job_id: str
     policy: Policy
     params: StepParams
-    generator: str  # engine model that samples
+    generators: tuple[Generator, ...]  # at least one
     verifier: str  # verifier model that scores
     checker: str  # verifier model that checks the answer; empty: none
     aggregate: Aggregate = "last"
@@ -50,13 +62,17 @@ class JobPlan:
     steps_per_tree_max: int = UNBOUNDED
     deadline_ms: int = UNBOUNDED  # on the store's clock
     step_prompt: str = ""  # what every step begins with; "{step}" is its number
-    context_tokens_max: int = 0  # of the generator, for what people are told; 0: not known
+    context_tokens_max: int = 0  # the shortest of its generators', for what people are told; 0: not known
     routing: Routing = field(default_factory=Routing)
 
     @property
     def bounded(self) -> bool:
         """Whether a tree has a budget, which is divided in the order of its moves."""
         return min(self.tokens_per_tree_max, self.steps_per_tree_max) < UNBOUNDED
+
+    def writers(self, node_id: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """`[R]` which of the generators writes the step of each of the nodes `[R]`."""
+        return writers(node_id, [each.weight for each in self.generators])
 
     def begin_step(self, number: int) -> str:
         """What the step of a number, from 1, begins with in every chain; empty: nothing."""

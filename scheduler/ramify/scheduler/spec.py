@@ -5,7 +5,7 @@ from dataclasses import replace
 from ramify.scheduler.comparers import UnknownRule, check_rule
 from ramify.scheduler.engines.base import StepParams
 from ramify.scheduler.placement import Routing
-from ramify.scheduler.plan import UNBOUNDED, JobPlan
+from ramify.scheduler.plan import UNBOUNDED, Generator, JobPlan
 from ramify.scheduler.policies.knobs import MEANING, KnobError, Knobs
 from ramify.v1 import job_pb2
 
@@ -90,7 +90,7 @@ def plan_of(job_id: str, spec: job_pb2.JobSpec, problems_total: int, started_ms:
             max_step_tokens=knobs["max_step_tokens"],
             delimiter=spec.search.step.delimiter if by_text else None,
         ),
-        generator=spec.generator,
+        generators=generators_of(spec),
         verifier=spec.verifier,
         checker=spec.checker,
         aggregate=knobs["aggregate"],
@@ -112,6 +112,12 @@ def routing_of(routing: job_pb2.Routing) -> Routing:
     """Where a job's steps may be sampled, and what matters to it."""
     weights = {field.name: value for field, value in routing.ListFields() if field.name != "regions"}
     return Routing(tuple(routing.regions), **weights)
+
+
+def generators_of(spec: job_pb2.JobSpec) -> tuple[Generator, ...]:
+    """The models that write a job's steps, with their weights."""
+    several = tuple(Generator(each.model, each.weight if each.HasField("weight") else 1.0) for each in spec.generators)
+    return several or (Generator(spec.generator),)
 
 
 def thoughts_end(prompt: job_pb2.Prompt) -> str:

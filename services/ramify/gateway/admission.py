@@ -19,7 +19,8 @@ CHUNK_MAX = 10_000  # problems a message
 PROMPT_MAX = 64 * 1024  # characters of a system prompt, or of a template
 STEP_PROMPT_MAX = 1024
 THOUGHTS_END_MAX = 64
-WEIGHT_MAX = 10**6  # of a price, a round trip, or carbon
+WEIGHT_MAX = 10**6  # of a price, a round trip, carbon, or a generator
+GENERATORS_MAX = 8  # of one job
 BUDGET_MAX = 2**48  # of anything: what is larger overruns the core's 64-bit columns, and is no bound anyway
 
 
@@ -38,11 +39,11 @@ def fill_spec(spec: job_pb2.JobSpec, models: Sequence[ModelRow]) -> job_pb2.JobS
         NotReady: the system has no models.
     """
     _check_text("spec.name", spec.name, NAME_MAX)
-    generator = _model("generator", spec.generator, models)
+    generators = fill_generators(spec, models)
     verifier = _model("verifier", spec.verifier, models)
     checker = _model("checker", spec.checker, models).name if spec.checker else ""
     try:
-        search = fill_search(spec.search, generator.delimiter)
+        search = fill_search(spec.search, _delimiter(spec.search, generators, models))
     except KnobError as error:
         raise InvalidRequest(f"spec.search: {error}") from error
     for name, value in spec.budget.ListFields():
@@ -56,7 +57,8 @@ def fill_spec(spec: job_pb2.JobSpec, models: Sequence[ModelRow]) -> job_pb2.JobS
         )
     return job_pb2.JobSpec(
         name=spec.name,
-        generator=generator.name,
+        generator=generators[0].model if len(generators) == 1 else "",
+        generators=generators if len(generators) > 1 else [],
         verifier=verifier.name,
         checker=checker,
         search=search,
@@ -64,6 +66,37 @@ def fill_spec(spec: job_pb2.JobSpec, models: Sequence[ModelRow]) -> job_pb2.JobS
         prompt=fill_prompt(spec.prompt),
         routing=check_routing(spec.routing),
     )
+
+
+def fill_generators(spec: job_pb2.JobSpec, models: Sequence[ModelRow]) -> list[job_pb2.Generator]:
+    """Check the models that are to write a job's steps; one at least. Raises `InvalidRequest`, `NotReady`."""
+    if not spec.generators:
+        return [job_pb2.Generator(model=_model("generator", spec.generator, models).name)]
+    if spec.generator:
+        raise InvalidRequest("spec.generator and spec.generators are both given: give the one or the other")
+    if len(spec.generators) > GENERATORS_MAX:
+        raise InvalidRequest(f"spec.generators are {len(spec.generators)}, but at most {GENERATORS_MAX} are allowed")
+    filled: dict[str, job_pb2.Generator] = {}
+    for each in spec.generators:
+        name, weight = _model("generator", each.model, models).name, each.weight if each.HasField("weight") else 1.0
+        if name in filled:
+            raise InvalidRequest(f"spec.generators names {name} twice: add up its weights")
+        if not 0 < weight <= WEIGHT_MAX:
+            raise InvalidRequest(f"spec.generators: the weight of {name} is {weight:g}, not above 0 and up to {WEIGHT_MAX:,}")
+        filled[name] = job_pb2.Generator(model=name, weight=weight)
+    return [*filled.values()]
+
+
+def _delimiter(search: job_pb2.Search, generators: Sequence[job_pb2.Generator], models: Sequence[ModelRow]) -> str:
+    """Where steps end unless the job says so. Raises `InvalidRequest` where its models don't agree."""
+    first, *others = (_model("generator", each.model, models) for each in generators)
+    for other in others:
+        if other.delimiter != first.delimiter and search.step.WhichOneof("boundary") is None:
+            raise InvalidRequest(
+                f"spec.search.step is missing, and {first.name} ends steps with {first.delimiter!r}, {other.name} with "
+                f"{other.delimiter!r}: say which"
+            )
+    return first.delimiter
 
 
 def fill_prompt(prompt: job_pb2.Prompt) -> job_pb2.Prompt:
@@ -133,7 +166,8 @@ def check_problems(
     """
     if len(problems) > CHUNK_MAX:
         raise InvalidRequest(f"{len(problems)} problems in one message, but at most {CHUNK_MAX} are allowed: send several")
-    formats = {model.problem_format for model in models if model.role == "generator" and model.name == spec.generator}
+    names = {each.model for each in spec.generators} | {spec.generator}
+    formats = {model.problem_format for model in models if model.role == "generator" and model.name in names}
     rules = [RULES[name] for name in sorted(formats | {spec.checker}) if name in RULES]
     found = []
     for index, problem in enumerate(problems, offset):

@@ -16,6 +16,7 @@ from ramify.gateway.pages import page_size, read_token, token
 from ramify.gateway.trees import tree_message
 from ramify.gateway.watching import Pulse
 from ramify.scheduler.forest.ids import root_ids
+from ramify.scheduler.spec import generators_of
 from ramify.store.database import Database
 from ramify.store.errors import UploadError
 from ramify.store.jobs import Jobs
@@ -169,7 +170,8 @@ class JobService(JobServiceServicer):
         found = await self._jobs.tree(request.job_id, request.problem_index)
         root = int(root_ids(found.job.spec.search.seed, np.array([request.problem_index], np.int64))[0])
         # In a thread: a large tree takes seconds, and would hold up every other call.
-        tree = await asyncio.to_thread(tree_message, found.nodes, root)
+        generators = generators_of(found.job.spec) if found.job.spec.generators else ()
+        tree = await asyncio.to_thread(tree_message, found.nodes, root, generators)
         tree.job_id, tree.problem_index = found.job.job_id, request.problem_index
         tree.problem.CopyFrom(found.problem)
         tree.damage = found.damage

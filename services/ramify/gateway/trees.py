@@ -1,18 +1,25 @@
 """Trees as messages."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ramify.scheduler.commands import NodeRows
+from ramify.scheduler.forest.ids import writers
+from ramify.scheduler.plan import Generator
 from ramify.v1 import job_pb2
 
 
-def tree_message(nodes: NodeRows, root_id: int) -> job_pb2.Tree:
+def tree_message(nodes: NodeRows, root_id: int, generators: Sequence[Generator] = ()) -> job_pb2.Tree:
     """The steps of one tree, parents before children and siblings by child_index: the same bytes for the same tree.
 
     Args:
         nodes: of one tree, in any order; the parent of each is among them, or the root.
         root_id: id of its root.
+        generators: the job's, in the order of its spec, where it has several.
     """
+    names = [each.model for each in generators]
+    writer = writers(nodes.node_id, [each.weight for each in generators]).tolist() if generators else []
     tree = job_pb2.Tree(root_id=root_id)
     token_end, text_end = np.cumsum(nodes.token_count, dtype=np.int64), np.cumsum(nodes.text_count, dtype=np.int64)
     for row in canonical_order(nodes, root_id):
@@ -28,6 +35,8 @@ def tree_message(nodes: NodeRows, root_id: int) -> job_pb2.Tree:
             logprob=float(nodes.logprob[row]),
             finish=job_pb2.Finish.ValueType(int(nodes.finish[row])),
         )
+        if writer:
+            node.generator = names[writer[row]]
         if not np.isnan(nodes.score[row]):
             node.score = float(nodes.score[row])
     return tree

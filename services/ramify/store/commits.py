@@ -188,6 +188,7 @@ def _result(result: TreeResult) -> job_pb2.Result:
         wasted_tokens=result.wasted_tokens,
         message=result.message,
         note=result.note,
+        generators=result.generators,
         answer_node_id=result.answer_node_id,
     )
     if not np.isnan(result.score):

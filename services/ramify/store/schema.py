@@ -24,6 +24,9 @@ metadata = MetaData()
 # SQLite counts rows up by itself only in a column of its type INTEGER.
 Serial = BigInteger().with_variant(Integer(), "sqlite")
 
+# Revisions of up to eight models. SQLite bounds no text, and can't alter a column: there it is as it was.
+Pins = String(128).with_variant(String(1024), "postgresql")
+
 jobs = Table(
     "jobs",
     metadata,
@@ -45,7 +48,7 @@ jobs = Table(
     Column("restarts", BigInteger, nullable=False, default=0, server_default="0"),  # trees that have lost steps to damage
     Column("cursor", BigInteger, nullable=False, default=0),  # of the job's last event
     Column("segment_floor", BigInteger, nullable=False, default=0),  # no segment up to this one holds a step of the job
-    Column("pin_generator", String(128), nullable=False, default="", server_default=""),  # revisions; empty: none yet
+    Column("pin_generator", Pins, nullable=False, default="", server_default=""),  # revisions; empty: none yet
     Column("pin_verifier", String(128), nullable=False, default="", server_default=""),
     Column("pin_checker", String(128), nullable=False, default="", server_default=""),
     # Of a cancelled job: the steps of its trees without a result are archived. A job that is done has none.

@@ -154,8 +154,8 @@ class Work:
         Args:
             claim: the writer's right.
             job_id: a job that is not there any more is pinned to what is given.
-            generator: revision, up to 128 characters; empty: not known yet, or no such model.
-            verifier: likewise.
+            generator: revision, of several generators theirs, up to 1,024 characters; empty: not known yet.
+            verifier: revision, up to 128 characters; empty: not known yet, or no such model.
             checker: likewise.
 
         Returns:

@@ -83,7 +83,7 @@ async def test_a_tree_is_admitted_with_its_prompt_and_names(desk: Desk) -> None:
     assert event.root_id.tolist() == root_ids(3, np.arange(3)).tolist()
     assert bytes(event.tokens.tolist()) == b"Q: problem 0\nQ: problem 1\nQ: problem 2\n"
     assert event.text.tobytes() == b"problem 0problem 1problem 2"
-    assert (event.plan.generator, event.plan.verifier, event.plan.checker) == ("simulated@1", "prm@7", "rule@7")
+    assert (event.plan.generators, event.plan.verifier, event.plan.checker) == ((("simulated@1", 1.0),), "prm@7", "rule@7")
     assert desk.admission.references[job_id][int(event.tree_id[1])] == "answer to problem 1"
     desk.admission.done(job_id, int(event.tree_id[1]))
     assert len(desk.admission.references[job_id]) == 2

@@ -175,6 +175,7 @@ def children(command: Generate, parents: list[int], count: int) -> Generate:
         node_id=np.repeat(command.node_id[at], count) + np.tile(np.arange(1, count + 1, dtype=np.uint64), len(parents)),
         code=command.code[one],
         attempt=command.attempt[one],
+        depth=command.depth[one],
     )
 
 

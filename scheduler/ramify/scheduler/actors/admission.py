@@ -28,6 +28,11 @@ log = logging.getLogger(__name__)
 
 PAGE = 1024  # problems a read
 PROMPT = "prompt"  # what a job waits for whose prompt settings and model don't go together
+SEPARATOR = ","  # of the revisions of several generators
+UNLIKE = (
+    "{one} and {other} have different tokenizers, and a chain's steps are written by all models of a job: "
+    "name models of one family, or submit a job for each"
+)
 NO_TREES = np.empty(0, np.uint64)
 
 
@@ -159,12 +164,15 @@ class Admission:
         pins = await self._pins(job, plan)
         if pins is None:
             return None
-        generator = pinned(plan.generator, pins.generator)
-        info = self._models.info(generator)
+        revisions = pins.generator.split(SEPARATOR) if len(plan.generators) > 1 else [pins.generator]
+        generators = [
+            each._replace(model=pinned(each.model, revision)) for each, revision in zip(plan.generators, revisions, strict=True)
+        ]
+        infos = [self._models.info(each.model) for each in generators]
         plan = replace(
             plan,
-            generator=generator,
-            context_tokens_max=info.context_tokens_max if info else 0,
+            generators=tuple(generators),
+            context_tokens_max=min(info.context_tokens_max if info else 0 for info in infos),
             verifier=pinned(plan.verifier, pins.verifier),
             checker=pinned(plan.checker, pins.checker),
         )
@@ -182,13 +190,10 @@ class Admission:
         spec, pins = job.spec, job.pins
         given: dict[str, str] = {}
         if not pins.generator:
-            info = self._models.info(spec.generator)
-            if info is None:
-                self._hold(job, "engines", self._models.missing(spec.generator))
-                return None
-            if await self._prompts_of(job, plan, info) is None:  # else it would keep to a revision that can't serve it
-                return None
-            given["generator"] = info.revision
+            infos = self._generators(job, plan)
+            if infos is None or await self._prompts_of(job, plan, infos[0]) is None:
+                return None  # else it would keep to a revision that can't serve it
+            given["generator"] = SEPARATOR.join(info.revision for info in infos)
         for role, model in (("verifier", spec.verifier), ("checker", spec.checker)):
             if model and not getattr(pins, role):
                 try:
@@ -200,6 +205,20 @@ class Admission:
             return pins
         wanted = replace(pins, **given)
         return await self._work.pin(self._claim(), job.job_id, wanted.generator, wanted.verifier, wanted.checker)
+
+    def _generators(self, job: OpenJob, plan: JobPlan) -> list[ModelInfo] | None:
+        """The models that are to write a job's steps; None: one is not there, or they don't go together, and the job is held."""
+        infos = list[ModelInfo]()
+        for model, _ in plan.generators:
+            info = self._models.info(model)
+            if info is None:
+                self._hold(job, "engines", self._models.missing(model))
+                return None
+            infos.append(info)
+            if info.tokenizer_json != infos[0].tokenizer_json:
+                self._hold(job, "generators", UNLIKE.format(one=infos[0].name, other=info.name))
+                return None
+        return infos
 
     async def _prompts_of(self, job: OpenJob, plan: JobPlan, info: ModelInfo) -> Prompts | None:
         """How the problems of a job become prompts; None: they and the model don't go together, and the job is held."""
@@ -215,7 +234,7 @@ class Admission:
     def _can_go_on(self, job_id: str) -> bool:
         """Whether a job's models can be told again."""
         plan = self._plans.get(job_id)
-        return plan is not None and self._models.info(plan.generator) is not None
+        return plan is not None and self._models.info(plan.generators[0].model) is not None
 
     def _hold(self, job: OpenJob, what: str, reason: str) -> None:
         """The job waits; it is told since when."""
@@ -232,9 +251,9 @@ class Admission:
             return 0
         if plan is None:
             return 0
-        info = self._models.info(plan.generator)
+        info = self._models.info(plan.generators[0].model)
         if info is None:
-            self._hold(job, "engines", self._models.missing(plan.generator))
+            self._hold(job, "engines", self._models.missing(plan.generators[0].model))
             return 0
         prompts = await self._prompts_of(job, plan, info)
         if prompts is None:

@@ -105,7 +105,7 @@ class Dispatcher:
         for command in self._homeless:
             job_id = command.plan.job_id
             known = found.get(job_id)
-            reason = known.reason if known else self.missing(command.plan.generator, command.plan.routing)
+            reason = known.reason if known else self.missing(command.generator, command.plan.routing)
             found[job_id] = Stuck(reason, len(command.hint) + (known.steps if known else 0), self._homeless_since[job_id])
         return found
 
@@ -156,7 +156,7 @@ class Dispatcher:
         self._place(command)
 
     def _place(self, command: Generate) -> None:
-        lanes = [lane for lane in self._lanes if lane.may_take(command.plan.generator, command.plan.routing)]
+        lanes = [lane for lane in self._lanes if lane.may_take(command.generator, command.plan.routing)]
         if not lanes:
             self._homeless.append(command)
             self._homeless_since.setdefault(command.plan.job_id, self._now_s())

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ramify.scheduler.actors.lanes import Lane
 from ramify.scheduler.commands import Generate
-from ramify.scheduler.forest.ids import mix64
+from ramify.scheduler.forest.ids import job_key, mix64
 from ramify.scheduler.placement import NOWHERE, Fleet, Terms
 
 HOMES_MAX = 1 << 18  # trees and parts of which it is known where they are, those that came last; others go by their hashes
@@ -40,12 +40,12 @@ class Homes:
         unit, divided = self._units(command)
         names, first, at_unit, count = np.unique(unit, return_index=True, return_inverse=True, return_counts=True)
         index = {lane.key: at for at, lane in enumerate(lanes)}
-        known = [index.get(keys[0], NOWHERE) if keys else NOWHERE for keys in _of(self._homes, names, command.tree_id[first])]
+        known = [index.get(keys[0], NOWHERE) if keys else NOWHERE for keys in _of(self._homes, names, _trees(command)[first])]
         chosen = self._choose(names, count, np.array(known, np.int64), fleet(command, lanes, terms))
         at, keys = np.asarray(chosen[at_unit]), [(lane.key,) for lane in lanes]
         _remember(self._homes, names, [keys[one] for one in chosen.tolist()])
         if divided.any():  # the children of each of these steps are a unit, and their home is where the step is sampled
-            below = mix64(command.tree_id[divided], command.node_id[divided])
+            below = mix64(_trees(command)[divided], command.node_id[divided])
             _remember(self._homes, below, [keys[one] for one in at[divided].tolist()])
         return at
 
@@ -53,7 +53,7 @@ class Homes:
         """Steps go to an engine, whose cache has their chains from now on."""
         unit, divided = self._units(command)
         names, first, at_unit = np.unique(unit, return_index=True, return_inverse=True)
-        known = _of(self._warm, names, command.tree_id[first])
+        known = _of(self._warm, names, _trees(command)[first])
         moved = np.array([bool(keys) and lane.key not in keys for keys in known])
         if moved.any():
             groups = np.unique(command.group[moved[at_unit]])
@@ -63,12 +63,12 @@ class Homes:
         warm = [(*keys, *here) if parts and lane.key not in keys else here for keys, parts in zip(known, part, strict=True)]
         _remember(self._warm, names, warm)
         if divided.any():
-            below = mix64(command.tree_id[divided], command.node_id[divided])
+            below = mix64(_trees(command)[divided], command.node_id[divided])
             _remember(self._warm, below, [here] * len(below))
 
     def _units(self, command: Generate) -> tuple[U64, NDArray[np.bool_]]:
         """`[R]` names of what is placed as one, and whether that is a part of a tree."""
-        tree_id, group = command.tree_id, command.group
+        tree_id, group = _trees(command), command.group
         trees, count = np.unique(tree_id, return_counts=True)
         self._divided |= dict.fromkeys(trees[count > self._widest].tolist())
         _forget_oldest(self._divided)
@@ -79,6 +79,13 @@ class Homes:
         piece = (np.arange(len(group)) - np.searchsorted(group, group)) // self._widest
         part = np.where(piece > 0, mix64(parent, piece.astype(np.uint64)), parent)
         return np.where(divided, part, tree_id), divided
+
+
+def _trees(command: Generate) -> U64:
+    """`[R]` the trees of a command's steps; to a job's several models, which share no cache, each tree is one of their own."""
+    if len(command.plan.generators) == 1:
+        return command.tree_id
+    return mix64(command.tree_id, np.full(len(command.tree_id), job_key(command.generator), np.uint64))
 
 
 def _of(known: dict[int, Keys], units: U64, trees: U64) -> list[Keys]:

@@ -42,6 +42,8 @@ class OpenAIParams:
             raise EngineError(f"a bound is too low: {self}")
         if min(self.timeout_s, self.retry_s, self.open_s) <= 0:
             raise EngineError(f"a time is not positive: {self}")
+        if "," in self.revision:
+            raise EngineError(f"revision={self.revision} holds a comma, which separates the revisions of several models")
         if self.prompt == "tokens" and not self.tokenizer:
             raise EngineError("prompt=tokens needs the model's tokenizer: add tokenizer=FOLDER, or leave prompt out")
 

@@ -6,6 +6,7 @@ time the seed of the step's sampling. Ids are unique within a tree; `(tree_id, n
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _M1, _M2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _MASK = 2**64 - 1
 _CODE = 0xC0DE  # tells codes from all else that is hashed from ids
+_WRITER = 0x3117E2  # and writers
 _POLYNOMIAL = 0x5851F42D4C957F2D  # odd, so that every power is invertible mod 2**64
 
 
@@ -61,6 +63,14 @@ def root_ids(seed: int, problems: NDArray[np.int64]) -> U64:
 def uniforms(key: U64, salt: int) -> NDArray[np.float64]:
     """`[R]` numbers in [0, 1), even over all keys `[R]`: what a policy takes for chance, the same in every run."""
     return (mix64(key, np.full(len(key), salt, np.uint64)) >> np.uint64(11)) * np.float64(2.0**-53)
+
+
+def writers(node_id: U64, weights: Sequence[float]) -> NDArray[np.int64]:
+    """`[R]` which of some models writes each of the nodes `[R]`: each its share of all nodes, by its weight."""
+    if len(weights) == 1:
+        return np.zeros(len(node_id), np.int64)
+    bounds = np.cumsum(weights)
+    return np.searchsorted(bounds[:-1] / bounds[-1], uniforms(node_id, _WRITER), side="right")
 
 
 def node_codes(node_id: U64) -> NDArray[np.float64]:

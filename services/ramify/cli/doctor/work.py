@@ -93,8 +93,10 @@ async def pins(subject: Subject) -> Finding:
 def _unmet(row: Row[Any], known: dict[tuple[str, str], str]) -> list[str]:
     spec = job_pb2.JobSpec.FromString(row.spec)
     lines = []
+    names = [each.model for each in spec.generators] or [spec.generator]
+    revisions = row.pin_generator.split(",") if row.pin_generator else [""] * len(names)
     for role, name, pin in (
-        ("generator", spec.generator, row.pin_generator),
+        *(("generator", name, pin) for name, pin in zip(names, revisions, strict=True)),
         ("verifier", spec.verifier, row.pin_verifier),
         ("checker", spec.checker, row.pin_checker),
     ):
