@@ -64,7 +64,7 @@ def fill_spec(spec: job_pb2.JobSpec, models: Sequence[ModelRow]) -> job_pb2.JobS
         search=search,
         budget=spec.budget,
         prompt=fill_prompt(spec.prompt),
-        routing=check_routing(spec.routing),
+        routing=check_routing(spec.routing) if spec.HasField("routing") else None,
     )
 
 

@@ -13,10 +13,13 @@ def test_every_status_code_has_an_error() -> None:
 
 
 def test_spec_fields_are_those_of_the_proto() -> None:
-    own = {field.name for field in job_pb2.JobSpec.DESCRIPTOR.fields} - {"search", "budget", "prompt"}
+    own = {field.name for field in job_pb2.JobSpec.DESCRIPTOR.fields} - {"search", "budget", "prompt", "routing"}
     prompt = {"system", "prompt_template", "chat", "step_prompt", "thoughts_end"}
+    routing = set(job_pb2.Routing.DESCRIPTOR.fields_by_name)
     assert len(prompt) == len(job_pb2.Prompt.DESCRIPTOR.fields)
-    assert set(SpecFields.__annotations__) == own | prompt | set(SEARCH_KNOBS) | set(job_pb2.Budget.DESCRIPTOR.fields_by_name)
+    assert set(SpecFields.__annotations__) == own | prompt | set(SEARCH_KNOBS) | routing | set(
+        job_pb2.Budget.DESCRIPTOR.fields_by_name
+    )
 
 
 def test_prompt_settings_have_names_of_their_own() -> None:
@@ -27,6 +30,14 @@ def test_prompt_settings_have_names_of_their_own() -> None:
     assert made.prompt.HasField("thoughts_end")
     with pytest.raises(InvalidRequest, match="chat is one of auto, always, never, not 'yes'"):
         job_spec(chat="yes")
+
+
+def test_regions_are_names_or_a_text_with_commas() -> None:
+    made = job_spec(regions=["eu-north", "eu-west"], carbon_weight="0.5").routing
+    assert made == job_spec(regions="eu-north, eu-west", carbon_weight=0.5).routing
+    assert made == job_pb2.Routing(regions=["eu-north", "eu-west"], carbon_weight=0.5)
+    with pytest.raises(InvalidRequest, match="regions is names, with commas between them, not 3"):
+        job_spec(regions=3)
 
 
 def test_values_and_their_texts_say_the_same() -> None:

@@ -60,6 +60,14 @@ async def test_problems_are_stored_as_sent_and_as_the_models_read_them(system: S
         assert (await connection.execute(text("SELECT text, prompt FROM problems"))).all() == [("10,4  5 6", "4 5 6 10>24")]
 
 
+async def test_a_job_says_where_it_may_run_and_what_matters_to_it(system: System) -> None:
+    plain = await system.create(first(some=PUZZLES, last=True))
+    assert not plain.spec.HasField("routing")
+    given = ROUTING(regions=["eu-north", "nowhere yet"], carbon_weight=0.0)
+    job = await system.create(first("other", spec=spec(routing=given), some=PUZZLES, last=True))
+    assert job.spec.routing == given
+
+
 async def test_a_repeated_request_is_the_same_job_though_the_models_have_gone(system: System) -> None:
     job = await system.running_job()
     await system.jobs.put_models([])
@@ -88,7 +96,7 @@ async def test_an_upload_without_an_end_waits_for_more(system: System) -> None:
 
 
 NO_PUZZLE = problems("4 5 six 10")
-SEARCH, BUDGET, PROMPT = job_pb2.Search, job_pb2.Budget, job_pb2.Prompt
+SEARCH, BUDGET, PROMPT, ROUTING = job_pb2.Search, job_pb2.Budget, job_pb2.Prompt, job_pb2.Routing
 
 BAD_FIRST = {
     "no request_id": (first("", some=PUZZLES), "request_id is missing"),
@@ -132,6 +140,18 @@ BAD_FIRST = {
     "chat": (
         first(spec=spec(prompt=PROMPT(chat=9))),  # type: ignore[arg-type]
         "spec.prompt.chat is 9, which this version doesn't know: say auto, always or never",
+    ),
+    "a region without a name": (
+        first(spec=spec(routing=ROUTING(regions=["eu", ""]))),
+        "spec.routing.regions 1 is empty: name a region, or leave regions out for any",
+    ),
+    "a weight below nothing": (
+        first(spec=spec(routing=ROUTING(carbon_weight=-1))),
+        "carbon_weight is -1.0, not from 0 to 1,000,000",
+    ),
+    "a weight that is no number": (
+        first(spec=spec(routing=ROUTING(price_weight=float("nan")))),
+        "price_weight is nan, not from 0",
     ),
     "no text": (first(some=[*PUZZLES, job_pb2.Problem(text=" ")], last=True), "problem 3 has no text"),
     "a long text": (first(some=problems("1" * 300_000)), "the text of problem 0 has 300000 characters"),
