@@ -36,6 +36,7 @@ class Layout:
     merged: bool = False  # two graphs in one, and use_cache_branch
     fused: bool = False  # ONNX Runtime's GroupQueryAttention, which writes keys and values where the row's own past ends
     external: bool = False  # weights beside the graph
+    window: int = 0  # how many places attention reaches back for, padding counted; 0: all
     file: str = "model.onnx"
 
     @property
@@ -182,6 +183,9 @@ class Decoder:
         # Older exports were traced with one new token where there is a past: nothing in them is causal then.
         at = queries if not (layout.merged and past) else body.node("Expand", total, body.node("Shape", queries))
         seen = body.node("LessOrEqual", keys, body.node("Unsqueeze", at, body.integers(1)))
+        if layout.window:
+            reach = body.node("Sub", queries, body.constant("window", np.array(layout.window)))
+            seen = body.node("And", seen, body.node("Greater", keys, body.node("Unsqueeze", reach, body.integers(1))))
         if layout.mask:
             held_in_mask = body.node("Cast", "attention_mask", to=TensorProto.BOOL)
             seen = body.node("And", seen, body.node("Unsqueeze", held_in_mask, body.integers(1, 2)))
@@ -258,6 +262,7 @@ def write_model(folder: Path, layout: Layout, seed: int = 0) -> Path:
         "head_dim": layout.head_dim,
         "max_position_embeddings": layout.context,
         "eos_token_id": ends[0],
+        "sliding_window": layout.window or None,
     }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))

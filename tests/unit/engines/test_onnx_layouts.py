@@ -37,6 +37,7 @@ LAYOUTS = {
     "GroupQueryAttention": Layout(fused=True, positions=False),
     "GroupQueryAttention of half": Layout(fused=True, positions=False, half=True),
     "weights beside it": Layout(external=True),
+    "a sliding window": Layout(window=20),
 }
 # Of lengths that end in the middle of a piece and of a padding, and some that have a beginning in common.
 TEXTS = ("a", "the theory", "the theory of " * 4, "the theory of everything else " * 5, "0123456789" * 3)
@@ -61,12 +62,18 @@ def encode(text: str) -> tuple[int, ...]:
 
 
 @cache
-def reference(half: bool, chain: tuple[int, ...], tokens: int) -> tuple[tuple[int, ...], float]:
+def reference(layout: Layout, chain: tuple[int, ...], tokens: int) -> tuple[tuple[int, ...], float]:
     """The likeliest tokens after a chain and their log-probability, from the plainest graph, which sees it all anew each time."""
     tokenizer = make_tokenizer()
     known, logprob, ends = list(chain), 0.0, [tokenizer.token_to_id(each) for each in (EOS, OTHER_EOS)]
+    session = plain(Layout(half=layout.half, window=layout.window))
+    past = [each.name for each in session.get_inputs() if each.name.startswith("past")]
     for _ in range(tokens):
-        logits = whole(half, tuple(known)).astype(np.float64)
+        feeds: dict[str, Any] = {name: np.zeros((1, layout.kv_heads, 0, layout.head_dim), layout.real) for name in past}
+        feeds["input_ids"] = np.array([known], np.int64)
+        feeds["attention_mask"] = np.ones_like(feeds["input_ids"])
+        feeds["position_ids"] = np.arange(len(known))[None]
+        logits = session.run(["logits"], feeds)[0][0, -1].astype(np.float64)
         if int(logits.argmax()) in ends:
             break
         logprob += float(logits.max() - np.logaddexp.reduce(logits))
@@ -75,21 +82,9 @@ def reference(half: bool, chain: tuple[int, ...], tokens: int) -> tuple[tuple[in
 
 
 @cache
-def plain(half: bool) -> Any:
-    built = Decoder(Layout(half=half), make_tokenizer().get_vocab_size()).build()
+def plain(layout: Layout) -> Any:
+    built = Decoder(layout, make_tokenizer().get_vocab_size()).build()
     return onnxruntime.InferenceSession(built.SerializeToString(), providers=["CPUExecutionProvider"])
-
-
-def whole(half: bool, chain: tuple[int, ...]) -> Any:
-    session = plain(half)
-    dtype = np.float16 if half else np.float32
-    feeds: dict[str, Any] = {
-        each.name: np.zeros((1, 2, 0, 16), dtype) for each in session.get_inputs() if each.name.startswith("past")
-    }
-    feeds["input_ids"] = np.array([chain], np.int64)
-    feeds["attention_mask"] = np.ones_like(feeds["input_ids"])
-    feeds["position_ids"] = np.arange(len(chain))[None]
-    return session.run(["logits"], feeds)[0][0, -1]
 
 
 def logprob(row: Row) -> float:
@@ -105,7 +100,7 @@ async def test_all_layouts_say_what_the_weights_do(make: Make, name: str, prefil
     for _ in range(2):  # prompts first, and then what was kept of them
         rows = await collect(engine, [Job(chain, 0, GREEDY) for chain in chains])
         for chain, row in zip(chains, rows, strict=True):
-            tokens, expected = reference(layout.half, chain, GREEDY.max_step_tokens)
+            tokens, expected = reference(layout, chain, GREEDY.max_step_tokens)
             assert row.tokens == tokens
             assert logprob(row) == pytest.approx(expected, abs=tolerance)
         chains = [chain + row.tokens for chain, row in zip(chains, rows, strict=True) if row.finish == Finish.STEP_CUT]
@@ -144,7 +139,8 @@ async def test_a_chain_is_fed_from_where_it_leaves_another(make: Make, prefill_t
     rows = await collect(engine, [Job(chain, 0, GREEDY) for chain in second])
     fed = len(encode("what all have in common: one")) - 1 + len("tw") + len("zer")
     assert engine.stats().tokens_prefilled == fed
-    assert [row.tokens for row in rows] == [reference(False, chain, GREEDY.max_step_tokens)[0] for chain in second]
+    assert engine.stats().tokens_cached == sum(len(chain) - 1 for chain in second) - len("tw") - len("zer")
+    assert [row.tokens for row in rows] == [reference(Layout(), chain, GREEDY.max_step_tokens)[0] for chain in second]
     assert first[0].tokens
 
 

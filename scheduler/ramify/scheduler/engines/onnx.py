@@ -61,6 +61,7 @@ class OnnxEngine(EngineLoop):
             rows_sampled=self._rows_sampled,
             tokens_sampled=decoder.tokens_sampled,
             slot_busy_s=decoder.slot_busy_s,
+            tokens_cached=decoder.tokens_cached,
         )
 
     def _check(self, batch: StepBatch) -> None:

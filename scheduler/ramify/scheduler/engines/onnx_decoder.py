@@ -41,7 +41,7 @@ class OnnxDecoder:
     """
 
     def __init__(self, model: OnnxModel, folder: ModelFolder, cache_bytes_max: int) -> None:
-        self.tokens_prefilled = self.tokens_sampled = 0
+        self.tokens_prefilled = self.tokens_cached = self.tokens_sampled = 0
         self.prefix_hits = self.prefix_misses = 0
         self.rows_waiting = 0
         self.slot_busy_s = 0.0
@@ -165,21 +165,24 @@ class OnnxDecoder:
         key = prefix.tobytes()
         held, kv = self.cache.match(prefix)
         if held == len(prefix):
-            self.prefix_hits += 1
             self._make_ready(group, kv)
         elif key in self._prefills:
-            self.prefix_hits += 1
             self._prefills[key].groups.append(group)
+            held = len(prefix)
         else:
-            self.prefix_misses += 1
+            if self._model.whole and not self._exact:
+                held, kv = 0, []
             self._prefills[key] = self._prefill(group, prefix, held, kv)
+        self.tokens_cached += held
+        self.prefix_hits += held == len(prefix)
+        self.prefix_misses += held < len(prefix)
 
     def _prefill(self, group: Group, prefix: I32, held: int, kv: Sequence[KV]) -> Prefill:
         """Begin to fill what is not held of a group's chain."""
         if self._exact:
             return Prefill(self._occupy(_PREFILL, prefix, held, kv), prefix, [group], self._nothing(0))
         made = Prefill(self._free.pop(), prefix, [group], self._nothing(len(prefix)))
-        for part in () if self._model.whole else kv:
+        for part in kv:
             begin, made.position = made.position, made.position + part.shape[2]
             made.kv[:, :, begin : made.position] = part
         return made

@@ -68,7 +68,8 @@ class OnnxModel:
         self._dtypes = {name: _TYPES[each.type] for name, each in self._inputs.items()}
         self._keep = {name: np.ones([1] * len(self._inputs[name].shape), np.int64) for name in _KEEP if name in self._inputs}
         self.in_place = self._lands_in_place()
-        self.padded = "attention_mask" in self._inputs and ("position_ids" in self._inputs or self.in_place)
+        told = "attention_mask" in self._inputs and "position_ids" in self._inputs and not _windowed(config)
+        self.padded = self.in_place or told
         # The half of it that takes a past was traced with one new token, and may see no order among several.
         self.whole = "use_cache_branch" in self._inputs
 
@@ -178,6 +179,12 @@ class OnnxModel:
 
     def _refuse(self, reason: str) -> NoReturn:
         raise EngineError(f"{self._file}: {reason}. Export the model with `{EXPORT}`")
+
+
+def _windowed(config: Mapping[str, Any]) -> bool:
+    """Whether attention reaches back for so many places only: graphs count the padding among them."""
+    width = config.get("sliding_window") or config.get("attention_chunk_size")
+    return bool(width) and bool(config.get("use_sliding_window", True))
 
 
 def _session(file: Path, threads: int) -> Any:
