@@ -50,7 +50,10 @@ def submit(
         str | None,
         typer.Option(metavar="PEER", help="The knobs are those of another system, such as search-and-learn; see docs/knobs.md."),
     ] = None,
-    generator: Annotated[str | None, typer.Option(metavar="MODEL", help="The model that writes the steps.")] = None,
+    generator: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL[=WEIGHT]", help="The model that writes the steps; several, by their weights."),
+    ] = None,
     verifier: Annotated[str | None, typer.Option(metavar="MODEL", help="The reward model that scores them.")] = None,
     checker: Annotated[str | None, typer.Option(metavar="NAME", help="The rule that checks the answers.")] = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told before the problem.")] = None,
@@ -103,7 +106,7 @@ def submit(
 
     options: dict[str, object] = {
         "policy": policy,
-        "generator": generator,
+        **submission.generators(generator or []),
         "verifier": verifier,
         "checker": checker,
         "system": system,

@@ -51,6 +51,26 @@ def make_spec(knobs: list[str], options: Mapping[str, object], peer: str | None 
     return job_spec(**options, **ours)
 
 
+def generators(given: list[str]) -> dict[str, object]:
+    """The options for the models that write the steps, each MODEL or MODEL=WEIGHT. Raises `UsageError`."""
+    weights: dict[str, float] = {}
+    for each in given:
+        name, weight = _weighted(each)
+        if name in weights:
+            raise UsageError(f"--generator {name} is given twice: add up its weights")
+        weights[name] = weight
+    return {"generator": given[0]} if given == [*weights] and len(given) == 1 else {"generators": weights} if given else {}
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    """A model and its weight; a name may hold `=` too."""
+    name, equals, weight = text.rpartition("=")
+    try:
+        return (name, float(weight)) if equals else (text, 1.0)
+    except ValueError:
+        return text, 1.0
+
+
 def submit(
     client: Client, problems: ProblemFile, spec: job_pb2.JobSpec, *, request_id: str | None, watch: bool, as_json: bool
 ) -> None:

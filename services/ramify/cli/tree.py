@@ -157,7 +157,9 @@ class _Drawing:
             line.append(f"×{step.copies} ", "cyan dim" if given_up else "cyan")
         line.append(step.text or "(empty)", style)
         mark, mark_style = _ENDS.get(step.finish, ("", ""))
-        return _Line(line, Text(f" {mark}" if mark else "", mark_style or style), self.show_all)
+        writers = f" ({', '.join(sorted(step.writers))})" if step.writers else ""
+        end = Text.assemble((writers, "dim"), (f" {mark}" if mark else "", mark_style or style))
+        return _Line(line, end, self.show_all)
 
 
 def _score(score: float | None, *, dim: bool) -> Text:

@@ -20,6 +20,8 @@ class Step:
     copies: int = 0
     #: The best score among the copies; None if none is scored.
     score: float | None = None
+    #: The models that wrote the copies, where the job has several.
+    writers: set[str] = field(default_factory=set)
     #: FINISH_END, FINISH_CONTEXT or FINISH_ERROR if a chain ended here, else unspecified.
     finish: job_pb2.Finish.ValueType = job_pb2.FINISH_UNSPECIFIED
     #: On the way to the answer.
@@ -64,6 +66,7 @@ def fold(tree: job_pb2.Tree) -> Steps:
             steps.append(step)
         step_of_node[node.node_id] = step
         step.copies += 1
+        step.writers |= {node.generator} - {""}
         if node.HasField("score") and math.isfinite(node.score):
             step.score = _better(step.score, node.score)
         if node.finish in ENDS:

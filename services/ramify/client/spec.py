@@ -6,7 +6,7 @@ for enums, its words.
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, TypedDict
 
@@ -25,6 +25,7 @@ class SpecFields(TypedDict, total=False):
 
     name: str
     generator: str
+    generators: Mapping[str, float] | Sequence[str]
     verifier: str
     checker: str
     policy: str
@@ -99,7 +100,7 @@ _UINT_MAX = {FieldDescriptor.CPPTYPE_UINT32: 2**32 - 1, FieldDescriptor.CPPTYPE_
 def job_spec(**fields: object) -> job_pb2.JobSpec:
     """A spec from the fields of `SpecFields`; numbers may be given as text.
 
-    `step` is "answer", a number of tokens, or the delimiter that ends a step.
+    `step` is "answer", a number of tokens, or the delimiter that ends a step; `generators` are names, or weights by name.
 
     Raises:
         InvalidRequest: a field is unknown, or its value isn't one that it can have.
@@ -115,10 +116,14 @@ def job_spec(**fields: object) -> job_pb2.JobSpec:
             _set(spec.budget, _BUDGET_FIELDS[name], value)
         elif name in _PROMPT_FIELDS:
             _set(spec.prompt, _PROMPT_FIELDS[name], value)
+        elif name == "generators":
+            spec.generators.extend(_generators(value))
         elif name in _ROUTING_FIELDS:
             _set(spec.routing, _ROUTING_FIELDS[name], value)
         else:
-            raise unknown_knob(name, [*SEARCH_KNOBS, *_JOB_FIELDS, *_BUDGET_FIELDS, *_PROMPT_FIELDS, *_ROUTING_FIELDS])
+            raise unknown_knob(
+                name, [*SEARCH_KNOBS, *_JOB_FIELDS, "generators", *_BUDGET_FIELDS, *_PROMPT_FIELDS, *_ROUTING_FIELDS]
+            )
     return spec
 
 
@@ -176,6 +181,14 @@ def _step(value: object) -> job_pb2.StepBoundary:
         tokens = _whole_number("step", value, _UINT_MAX[FieldDescriptor.CPPTYPE_UINT32])
         return job_pb2.StepBoundary(tokens=tokens)
     raise _unexpected("step", "answer, a number of tokens, or the delimiter that ends a step", value)
+
+
+def _generators(value: object) -> list[job_pb2.Generator]:
+    if isinstance(value, Mapping):
+        return [job_pb2.Generator(model=str(name), weight=_number(f"the weight of {name}", each)) for name, each in value.items()]
+    if isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(each, str) for each in value):
+        return [job_pb2.Generator(model=each) for each in value]
+    raise _unexpected("generators", "names of models, or weights by name", value)
 
 
 def _enum(field: FieldDescriptor, value: object) -> int:

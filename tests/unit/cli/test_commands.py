@@ -63,6 +63,30 @@ def test_submit_with_the_knobs_of_another_system(ramify: Ramify, gateway: FakeGa
     assert (search.policy, search.n, search.keep, search.branch, search.step.delimiter) == ("beam", 16, 4, 4, "\n")
 
 
+@pytest.mark.parametrize(
+    ("options", "generator", "several"),
+    [
+        ([], "", []),
+        (["a"], "a", []),
+        (["a=b"], "a=b", []),
+        (["a=3", "b"], "", [("a", 3.0), ("b", 1.0)]),
+        (["org/a:1=0.25", "b=1"], "", [("org/a:1", 0.25), ("b", 1.0)]),
+    ],
+)
+def test_submit_names_one_generator_or_several(
+    ramify: Ramify, gateway: FakeGateway, puzzles: Path, options: list[str], generator: str, several: list[tuple[str, float]]
+) -> None:
+    ramify("submit", puzzles, *(part for each in options for part in ("--generator", each)))
+    (job,) = gateway.jobs.values()
+    assert job.asked_spec.generator == generator
+    assert [(each.model, each.weight) for each in job.asked_spec.generators] == several
+
+
+def test_submit_takes_no_generator_twice(ramify: Ramify, puzzles: Path) -> None:
+    result = ramify("submit", puzzles, "--generator", "a=3", "--generator", "a")
+    assert (result.code, result.err) == (2, "ramify: --generator a is given twice: add up its weights\n")
+
+
 def test_submit_sends_prompt_settings(ramify: Ramify, gateway: FakeGateway, puzzles: Path) -> None:
     ramify(
         "submit", puzzles, "--system", r"use \boxed{}", "--prompt-template", r"{problem}\times", "--chat", "always",

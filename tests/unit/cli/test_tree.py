@@ -97,6 +97,15 @@ the verifier doesn't answer
     )
 
 
+def test_a_step_says_who_wrote_it_where_there_are_several() -> None:
+    tree = make_tree({(0,): ("a", 0.5), (1,): ("a", 0.5), (2,): ("b", 0.25)}, chosen=(0,))
+    for node, generator in zip(tree.nodes, ("large", "small", "large"), strict=True):
+        node.generator = generator
+    lines = drawn(tree).splitlines()
+    assert lines[1].endswith("×2 a (large, small) ■")
+    assert lines[2].endswith("b (large)")
+
+
 def test_a_tree_says_what_is_odd_about_its_answer() -> None:
     tree = make_tree({(0,): ("a", 0.5)}, chosen=(0,))
     tree.result.note = "no step of the answer ended with '\\n'"

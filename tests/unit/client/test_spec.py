@@ -22,6 +22,17 @@ def test_spec_fields_are_those_of_the_proto() -> None:
     )
 
 
+def test_several_generators_are_names_or_weights() -> None:
+    one, other = job_spec(generators=["a", "b"]), job_spec(generators={"a": 3, "b": "0.5"})
+    assert [(each.model, each.HasField("weight")) for each in one.generators] == [("a", False), ("b", False)]
+    assert [(each.model, each.weight) for each in other.generators] == [("a", 3.0), ("b", 0.5)]
+    for bad in ("a", 3, [1]):
+        with pytest.raises(InvalidRequest, match="generators is names of models, or weights by name, not"):
+            job_spec(generators=bad)
+    with pytest.raises(InvalidRequest, match="the weight of a is a number, not 'much'"):
+        job_spec(generators={"a": "much"})
+
+
 def test_prompt_settings_have_names_of_their_own() -> None:
     made = job_spec(step="7", step_prompt="## {step}", prompt_template="Q: {problem}", chat="never", system="", thoughts_end="")
     assert made.search.step.tokens == 7

@@ -1,6 +1,7 @@
 """CreateJob over real gRPC: what it takes, what it refuses, and that a refusal leaves nothing behind."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -31,6 +32,23 @@ async def test_a_job_in_one_message(system: System) -> None:
     assert (search.policy, search.n, search.keep, search.branch, search.step.delimiter) == ("beam", 16, 4, 4, "\n")
     assert job.spec.checker == "countdown"
     assert await system.listed() == [job]
+
+
+async def test_several_generators_have_their_weights_written_out(system: System) -> None:
+    tiny = System.MODELS[0]
+    await system.jobs.put_models([*System.MODELS, replace(tiny, name="b"), replace(tiny, name="c", delimiter=";")])
+    two = mixed(GENERATOR(model="tiny24"), GENERATOR(model="b", weight=3))
+    job = await system.create(first(spec=two, some=problems("10,4  5 6"), last=True))
+    assert not job.spec.generator
+    assert [*job.spec.generators] == [GENERATOR(model="tiny24", weight=1), GENERATOR(model="b", weight=3)]
+    one = await system.create(first("one", spec=mixed(GENERATOR(model="b", weight=3)), some=PUZZLES, last=True))
+    assert (one.spec.generator, len(one.spec.generators)) == ("b", 0)
+    unlike = mixed(GENERATOR(model="tiny24"), GENERATOR(model="c"))
+    code, message = await failure(system.upload().send(first("unlike", spec=unlike)))
+    assert code is INVALID
+    assert message == "spec.search.step is missing, and tiny24 ends steps with '\\n', c with ';': say which"
+    unlike.search.step.delimiter = ";"
+    assert (await system.create(first("unlike", spec=unlike, some=PUZZLES))).spec.search.step.delimiter == ";"
 
 
 async def test_prompt_settings_have_their_defaults_written_out(system: System) -> None:
@@ -98,6 +116,13 @@ async def test_an_upload_without_an_end_waits_for_more(system: System) -> None:
 NO_PUZZLE = problems("4 5 six 10")
 SEARCH, BUDGET, PROMPT, ROUTING = job_pb2.Search, job_pb2.Budget, job_pb2.Prompt, job_pb2.Routing
 
+GENERATOR = job_pb2.Generator
+
+
+def mixed(*generators: job_pb2.Generator) -> job_pb2.JobSpec:
+    return job_pb2.JobSpec(generators=generators, verifier="tiny24-prm")
+
+
 BAD_FIRST = {
     "no request_id": (first("", some=PUZZLES), "request_id is missing"),
     "a long request_id": (first("x" * 129), "request_id has 129 characters, but at most 128"),
@@ -129,6 +154,23 @@ BAD_FIRST = {
         first(spec=spec(budget=BUDGET(steps_max=2)), some=PUZZLES, last=True),
         "steps_max is 2, but 3 problems of at least one step each need 3",
     ),
+    "two ways to name generators": (
+        first(spec=spec(generators=[GENERATOR(model="tiny24")])),
+        "spec.generator and spec.generators are both given: give the one or the other",
+    ),
+    "an unknown one of several": (
+        first(spec=mixed(GENERATOR(model="tiny42"))),
+        "is 'tiny42', which is unknown (did you mean tiny24?)",
+    ),
+    "one of several, twice": (first(spec=mixed(*[GENERATOR(model="tiny24")] * 2)), "names tiny24 twice: add up its weights"),
+    "many generators": (first(spec=mixed(*[GENERATOR(model="tiny24")] * 9)), "are 9, but at most 8 are allowed"),
+    **{
+        f"a weight of {weight}": (
+            first(spec=mixed(GENERATOR(model="tiny24", weight=weight))),
+            f"the weight of tiny24 is {weight:g}, not above 0 and up to 1,000,000",
+        )
+        for weight in (0.0, -1.0, 1e9, float("nan"))
+    },
     "a template": (
         first(spec=spec(prompt=PROMPT(template="solve it"))),
         "spec.prompt.template lacks {problem}: put it where the problem's text is to stand",

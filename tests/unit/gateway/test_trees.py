@@ -5,6 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramify.gateway.trees import tree_message
+from ramify.scheduler.forest.ids import writers
+from ramify.scheduler.plan import Generator
 from ramify.store.segments import NO_STEPS, take
 from tests.unit.store.helpers import Step, rows
 
@@ -38,6 +40,15 @@ def test_one_tree_is_one_message_whatever_the_order_of_its_steps(grown: list[Ste
     assert all(place[node.parent_id] < place[node.node_id] for node in message.nodes), "parents come first"
     keys = [(node.depth, place[node.parent_id], node.child_index) for node in message.nodes]
     assert keys == sorted(keys)
+
+
+def test_a_tree_says_which_of_several_models_wrote_each_step() -> None:
+    nodes = rows(*(Step(5, node, ROOT, child=node, depth=1, text=b"step") for node in range(2, 1002)))
+    assert {node.generator for node in tree_message(nodes, ROOT).nodes} == {""}
+    message = tree_message(nodes, ROOT, [Generator("a", 3.0), Generator("b", 1.0)])
+    at = writers(np.array([node.node_id for node in message.nodes], np.uint64), [3.0, 1.0])
+    assert [node.generator for node in message.nodes] == ["ab"[each] for each in at]
+    assert 700 < sum(node.generator == "a" for node in message.nodes) < 800
 
 
 def test_a_tree_without_steps() -> None:
