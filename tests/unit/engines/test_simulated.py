@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ramify.scheduler.engines.base import Finish
 from ramify.scheduler.engines.simulated import SimulatedEngine, SimulatedParams, draw
 from ramify.scheduler.errors import EngineError
-from tests.unit.engines.helpers import STEP, Job, batch_of, collect, search
+from tests.unit.engines.helpers import STEP, Job, Row, batch_of, collect, search
 
 
 class Clock:
@@ -68,6 +68,23 @@ async def test_a_long_context_takes_time_to_read() -> None:
     read = 10 * (2 * 97 + 33) + 3 * sum(range(10))
     assert engine.context_tokens_read == read
     assert clock.now_s == pytest.approx(0.097 + 0.001 + 0.033 + 10 * 0.012 + read * 1e-4)
+    await collect(engine, jobs(1, length=33, token=67))
+    assert engine.context_tokens_read == read + 10 * 33 + sum(range(10))
+
+
+async def test_a_row_that_comes_while_slots_are_free_begins_with_the_next_token() -> None:
+    clock, later = Clock(), list[asyncio.Task[list[Row]]]()
+
+    async def sleep(delay_s: float) -> None:
+        await clock.sleep(delay_s)
+        if not later:
+            later.append(asyncio.create_task(collect(engine, jobs(1, token=66))))
+
+    engine = SimulatedEngine(timed(clock).params, sleep)
+    await collect(engine, jobs(1))
+    await later[0]
+    together = 2 * 0.097 + 10 * 0.011
+    assert together < clock.now_s < together + 4 * 0.010, "most of ten tokens"
 
 
 async def test_slots_are_busy_for_as_long_as_they_are_used() -> None:
@@ -117,6 +134,17 @@ async def test_rows_wait_for_memory() -> None:
     await collect(engine, [*jobs(2, token=65), *jobs(2, token=66)])
     assert seen == {(2, 2), (2, 0)}, "six blocks and one for each row; five are left, and four slots"
     assert clock.now_s == pytest.approx(2 * (0.098 + 10 * 0.011))
+
+
+async def test_rows_that_are_given_up_leave_their_memory() -> None:
+    engine = timed(Clock(), kv_tokens_max=13 * 16, context_tokens_max=128)
+    for token in (65, 66, 67):
+        abandoned = engine.generate(batch_of([*jobs(2, token=token), *jobs(2, token=token + 10)]))
+        await anext(abandoned)  # the others run or wait
+        await abandoned.aclose()
+    async with asyncio.timeout(10):
+        rows = await collect(engine, [*jobs(1, token=68), *jobs(1, token=69)])
+    assert len(rows) == 2
 
 
 async def test_output_does_not_depend_on_time() -> None:
@@ -191,6 +219,8 @@ async def test_steps_fail_by_their_seeds() -> None:
     assert 1 <= len(failed) < len(faulty)
     for at, row in enumerate(faulty):
         assert (row.tokens, row.cost, row.text) == ((), 0, b"") if at in failed else row == sound[at]
+    full = Job((65,) * 8192, 1)
+    assert (await collect(timed(Clock(), error_rate=1.0), [full]))[0].finish == Finish.CONTEXT
     assert "error_rate" in draw(batch_of(jobs(9)), SimulatedParams(error_rate=1.0)).message
 
 

@@ -87,9 +87,9 @@ class TwoMemories(RuleBasedStateMachine):
         assert [each in self.plain.users for each in prefixes(chain)] == [True] * found + [False] * (len(chain) - found)
 
     @invariant()
-    def as_many(self) -> None:
-        assert len(self.blocks) == len(self.plain.users)
-        assert len(self.blocks) <= ROOM
+    def the_same(self) -> None:
+        assert len(self.blocks) == len(self.plain.users) <= ROOM
+        assert all(self.blocks.cached(names(each)) == len(each) for each in self.plain.users)
 
 
 TestTwoMemories = TwoMemories.TestCase
