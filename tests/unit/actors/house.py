@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -47,6 +47,7 @@ class Engine:
     gone: bool = False
     batches_left: int = 1 << 30  # that it answers; the others wait
     sampled: int = 0  # steps
+    seeds: set[int] = field(default_factory=set)  # of them: their nodes' ids
     more: asyncio.Event = field(default_factory=asyncio.Event)
     gate: Gate = field(default_factory=Gate)
     model: str = "simulated"  # what jobs call it
@@ -73,6 +74,7 @@ class Engine:
                 raise EngineError("it is away")
             async for results in self.engine.generate(batch):
                 self.sampled += len(results.row)
+                self.seeds.update(batch.seed[results.row].tolist())
                 yield results
 
     def go_on(self, batches: int = 1 << 30) -> None:
@@ -152,12 +154,17 @@ class House:
         name: str = "a job",
         prompt: job_pb2.Prompt | None = None,
         text: str = "problem {}",
+        generators: Mapping[str, float] | None = None,
         **knobs: Any,
     ) -> str:
         """A job that runs."""
         given: dict[str, Any] = {"policy": "beam", "n": 8, "keep": 4, "max_steps": 5, "seed": 3} | knobs
         search = fill_search(job_pb2.Search(**given), "\n")
-        spec = job_pb2.JobSpec(name=name, generator="simulated", verifier="prm", checker="rule", search=search, prompt=prompt)
+        several = [job_pb2.Generator(model=model, weight=weight) for model, weight in (generators or {}).items()]
+        generator = "" if several else "simulated"
+        spec = job_pb2.JobSpec(
+            name=name, generator=generator, generators=several, verifier="prm", checker="rule", search=search, prompt=prompt
+        )
         texts = [text.format(index) for index in range(problems)]
         new = [NewProblem(job_pb2.Problem(text=text, reference=f"answer to {text}"), text) for text in texts]
         job = await Uploads(self.database).create(name, spec, spec, Chunk(0, new, True), "call")
