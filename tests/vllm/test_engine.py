@@ -60,7 +60,8 @@ async def test_a_logprob_is_of_the_distribution_that_was_sampled_from(make: Make
     onnx = OnnxModel(MODEL / "model.onnx", {}, 1)
     logits, past = np.zeros((2, 0), np.float32), [np.zeros((2, onnx.heads, 0, onnx.head_dim), np.float32)] * onnx.caches
     for at, token in enumerate(chain):
-        logits, past = onnx.run(np.full(2, token), np.full(2, at), np.ones((2, at + 1), np.int64), past)
+        logits, new = onnx.run(np.full(2, token), np.full(2, at), past)
+        past = [np.concatenate([held, each[:, :, None]], axis=2) for held, each in zip(past, new, strict=True)]
     mass = np.exp(logits[0].astype(np.float64) / temperature)
     mass /= mass.sum()
     order = np.argsort(-mass)

@@ -127,8 +127,8 @@ async def test_logits_without_a_maximum_fail_their_row_alone(make: Make, monkeyp
     expected = await collect(make(), jobs)
     run, struck = engine._model.run, len(long.chain) - 1  # where the other rows never come
 
-    def poisoned(tokens: Any, positions: Any, mask: Any, past: Any) -> Any:
-        logits, present = run(tokens, positions, mask, past)
+    def poisoned(tokens: Any, positions: Any, past: Any) -> Any:
+        logits, present = run(tokens, positions, past)
         logits[positions >= struck] = np.nan
         return logits, present
 

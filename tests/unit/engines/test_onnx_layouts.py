@@ -255,9 +255,9 @@ BAD: dict[str, tuple[Callable[[onnx.GraphProto], object], str]] = {
     ),
     "positions in three parts": (lambda graph: add_input(graph, "position_ids", [3, "b", "s"]), "position_ids has 3 axes"),
     "one row": (lambda graph: add_input(graph, "position_ids", [1, "s"]), "axis 0 of the input position_ids is always 1"),
-    "doubles": (lambda graph: add_past(graph, ["b", 2, "p", 16], TensorProto.DOUBLE), "differ in type, heads or width"),
+    "doubles": (lambda graph: add_past(graph, ["b", 2, "p", 16], TensorProto.DOUBLE), r"is a tensor\(double\), which is not"),
+    "other types": (lambda graph: add_past(graph, ["b", 2, "p", 16], TensorProto.FLOAT16), "differ in type, heads or width"),
     "other heads": (lambda graph: add_past(graph, ["b", 3, "p", 16]), "differ in type, heads or width"),
-    "a past of bytes": (lambda graph: add_past(graph, ["b", 2, "p"], TensorProto.INT8), r"is a tensor\(int8\), which is not"),
 }
 
 

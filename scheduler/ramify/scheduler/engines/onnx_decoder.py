@@ -211,7 +211,7 @@ class OnnxDecoder:
     def _bucket(self, position: int) -> KvRows:
         past = (position // PAST_MULTIPLE + 1) * PAST_MULTIPLE if self._exact else max(PAST_MIN, 1 << position.bit_length())
         if self._model.in_place:  # its tables of positions go no further
-            past = min(past, self._context - 1)
+            past = min(past, self._context)
         if past not in self._buckets:
             self._buckets[past] = KvRows(self._model.caches, self._model.heads, past, self._model.head_dim, self._model.dtype)
         return self._buckets[past]
@@ -247,23 +247,17 @@ class OnnxDecoder:
     def _run(self, bucket: KvRows) -> KV:
         """Logits `[n, V]` of a bucket's rows; their keys and values are written."""
         if self._model.padded:
-            return self._call(bucket, np.arange(bucket.count), bucket.past, bucket.inputs(max(bucket.count, self._rows_min)))
+            return self._call(bucket, np.arange(bucket.count), bucket.inputs(max(bucket.count, self._rows_min)))
         position = self._lanes.position[bucket.lane]
         alike = [np.flatnonzero(position == each) for each in np.unique(position)]
-        pasts = [int(position[rows[0]]) for rows in alike]
-        logits = [
-            self._call(bucket, rows, past, bucket.cut(self._fed(rows), past)) for rows, past in zip(alike, pasts, strict=True)
-        ]
+        logits = [self._call(bucket, rows, bucket.cut(self._fed(rows), int(position[rows[0]]))) for rows in alike]
         return np.concatenate(logits)[np.argsort(np.concatenate(alike))]
 
-    def _call(self, bucket: KvRows, rows: I64, past: int, kv: list[KV]) -> KV:
+    def _call(self, bucket: KvRows, rows: I64, kv: list[KV]) -> KV:
         lane = bucket.lane[self._fed(rows)]
         position = self._lanes.position[lane]
-        mask = (np.arange(past + 1) < position[:, None]).astype(np.int64)
-        mask[:, -1] = 1
-        tokens = self._lanes.chain[lane, position].astype(np.int64)
-        logits, present = self._model.run(tokens, position, mask, kv)
-        bucket.write(rows, position[: len(rows)], self._model.newest(present, position))
+        logits, new = self._model.run(self._lanes.chain[lane, position].astype(np.int64), position, kv)
+        bucket.write(rows, position[: len(rows)], new)
         return logits[: len(rows)]
 
     def _fed(self, rows: I64) -> I64:

@@ -73,29 +73,30 @@ class OnnxModel:
         # The half of it that takes a past was traced with one new token, and may see no order among several.
         self.whole = "use_cache_branch" in self._inputs
 
-    def run(self, tokens: I64, positions: I64, mask: I64, past: Sequence[KV]) -> tuple[KV, list[KV]]:
+    def run(self, tokens: I64, positions: I64, past: Sequence[KV]) -> tuple[KV, list[KV]]:
         """Feed one token a row.
 
         Args:
             tokens: `[B]`
-            positions: `[B]`
-            mask: `[B, P+1]` 1 where attended.
-            past: `caches` times `[B, H, P, D]`, key and value of each layer in turn.
+            positions: `[B]` of them, P at most: so many tokens of its past a row attends to. All P, unless `padded`.
+            past: `caches` times `[B, H, P, D]`, key and value of each layer in turn. Where `in_place`, positions are below P, the
+                arrays contiguous, and the new token is written into them.
 
         Returns:
             logits: `[B, V]`
-            present: `caches` times `[B, H, P+1, D]`; `newest` finds the new token in it.
+            new: `caches` times `[B, H, D]`: keys and values of the tokens.
         """
-        outputs = ["logits", *self._present_names]
-        logits, *present = self._call(outputs, tokens[:, None], positions[:, None], mask, past)
-        return logits[:, -1], present
-
-    def newest(self, present: Sequence[KV], positions: I64) -> list[KV]:
-        """The new tokens' keys and values, `caches` times `[B, H, D]`, of what `run` has given for `positions` `[B]`."""
+        length = past[0].shape[2]
         if self.in_place:
+            mask = (np.arange(length) <= positions[:, None]).astype(np.int64)
+            logits = self._overwrite(self._feeds(tokens[:, None], positions[:, None], mask, past))
             rows = np.arange(len(positions))
-            return [each[rows, :, positions] for each in present]
-        return [each[:, :, -1] for each in present]
+            return logits[:, -1], [each[rows, :, positions] for each in past]
+        mask = (np.arange(length + 1) < positions[:, None]).astype(np.int64)
+        mask[:, -1] = 1
+        feeds = self._feeds(tokens[:, None], positions[:, None], mask, past)
+        logits, *present = self._session.run(["logits", *self._present_names], feeds)
+        return logits[:, -1], [each[:, :, -1] for each in present]
 
     def fill(self, tokens: I64, lengths: I64, past: Sequence[KV]) -> list[KV]:
         """Feed many tokens a row, of rows whose pasts are equally long.
@@ -112,28 +113,40 @@ class OnnxModel:
         mask = np.ones((len(tokens), held + len(new)), np.int64)
         mask[:, held:] = new < lengths[:, None]
         positions = held + np.minimum(new, lengths[:, None] - 1)
-        present = self._call(self._present_names, tokens, positions, mask, past)
+        present = self._session.run(self._present_names, self._feeds(tokens, positions, mask, past))
         return [each[:, :, held : held + len(new)] for each in present]
 
-    def _call(self, outputs: list[str], tokens: I64, positions: I64, mask: I64, past: Sequence[KV]) -> list[KV]:
+    def _feeds(self, tokens: I64, positions: I64, mask: I64, past: Sequence[KV]) -> dict[str, NDArray[Any]]:
         feeds: dict[str, NDArray[Any]] = dict(zip(self._past_names, past, strict=True))
         offered = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
         offered |= {"use_cache_branch": np.array([past[0].shape[2] > 0]), **self._keep}
         for name, value in offered.items():
             if name in self._dtypes:
-                feeds[name] = value.astype(self._dtypes[name], copy=False)
-        made: list[KV] = self._session.run(outputs, feeds)
-        return made
+                feeds[name] = value.astype(self._dtypes[name], order="C", copy=False)
+        return feeds
+
+    def _overwrite(self, feeds: dict[str, NDArray[Any]]) -> KV:
+        """Logits `[B, T, V]`; the presents take the memory of the pasts, which saves copying all of them for every token."""
+        binding = self._session.io_binding()
+        binding.bind_output("logits", "cpu")
+        for name, value in feeds.items():
+            binding.bind_input(name, "cpu", 0, value.dtype.type, value.shape, value.ctypes.data)
+        for name, present in zip(self._past_names, self._present_names, strict=True):
+            value = feeds[name]
+            binding.bind_output(present, "cpu", 0, value.dtype.type, value.shape, value.ctypes.data)
+        self._session.run_with_iobinding(binding)
+        logits: KV = binding.get_outputs()[0].numpy()
+        return logits
 
     def _lands_in_place(self) -> bool:
         """Ask the model itself: two rows with nothing but padding in their past, and one new token each.
 
         Graphs with ONNX Runtime's GroupQueryAttention put it before the padding, others behind.
         """
-        tokens, nowhere = np.array([1, self.vocabulary // 2]), np.zeros(2, np.int64)
+        tokens, nowhere = np.array([[1], [self.vocabulary // 2]]), np.zeros((2, 1), np.int64)
         past: list[KV] = [np.zeros((2, self.heads, 2, self.head_dim), self.dtype)] * self.caches
         try:
-            _, present = self.run(tokens, nowhere, np.array([[0, 0, 1]] * 2), past)
+            present = self._session.run(self._present_names, self._feeds(tokens, nowhere, np.array([[0, 0, 1]] * 2), past))
         except Exception as error:  # ONNX Runtime has many kinds, and nothing above them
             raise EngineError(f"{self._file} can't be run with past key values: {_line(error)}") from error
         return any(bool(each[:, :, 0].any()) for each in present)
@@ -148,13 +161,10 @@ class OnnxModel:
         lacking = sorted({"logits", *self._present_names} - set(self._outputs))
         if lacking:
             self._refuse(f"it lacks the output {lacking[0]}")
-        sizes = {
-            (each.type, *each.shape[1::2]) for each in map(self._inputs.__getitem__, self._past_names) if len(each.shape) == 4
-        }
-        if len(sizes) > 1:
-            self._refuse("its past key values differ in type, heads or width, which is not supported")
         for name in self._past_names:
             self._check_input(name, 4, (0, 2), _REALS)
+        if len({(given.type, *given.shape[1::2]) for name, given in self._inputs.items() if name in self._past_names}) > 1:
+            self._refuse("its past key values differ in type, heads or width, which is not supported")
         for name, axes in _AXES.items():
             if name in self._inputs:
                 self._check_input(name, axes, range(2) if axes == 2 else (), tuple(_TYPES))
