@@ -20,6 +20,7 @@ from tests.simulation.memory_store import MemoryStore
 from tests.simulation.memory_work import MemoryWork
 from tests.simulation.outside import FAR, NEAR, TERMS, Pace, SimComparing, SimEngine, SimVerifier
 from tests.simulation.storms import Storm
+from tests.simulation.world import Work
 
 CHECK_EVERY = 8  # turns of a shard, of which one is validated
 
@@ -27,6 +28,7 @@ CHECK_EVERY = 8  # turns of a shard, of which one is validated
 class Around(Protocol):
     """What a process has to know of its cluster."""
 
+    works: Sequence[Work]
     storm: Storm
     loop: VirtualLoop
     store: MemoryStore
@@ -59,7 +61,12 @@ class Member:
             lease_ms=storm.lease_ms,
             shard=ShardLimits(flush_ms=storm.flush_ms, snapshot_steps_min=storm.snapshot_steps_min),
         )
-        engines = [SimEngine(f"engine:{at}", owner, cluster.pace, cluster.costs, at) for at in (NEAR, FAR)]
+        models = dict.fromkeys(["generator", *(each.model for work in cluster.works for each in work.plan.generators)])
+        engines = [
+            SimEngine(f"engine:{at}:{model}", owner, cluster.pace, cluster.costs, at, model)
+            for model in models
+            for at in (NEAR, FAR)
+        ]
         work: Any = MemoryWork(cluster.store, self.wire)
         self.shell = Shell(
             work, owner, engines, SimVerifier(cluster.pace), limits, TERMS, now_s=self.process.now_s, sleep=self.process.sleep

@@ -62,13 +62,14 @@ class SimEngine:
     pace: Pace
     costs: Costs
     region: str = ""
+    model: str = "generator"
 
     async def describe(self) -> ModelInfo:
         """What it has."""
         await self.pace.delay()
         if self.region in self.pace.cut:
             raise EngineError(f"{self.region} is cut off")
-        return ModelInfo("generator", "g1", "simulated", "", 1 << 20, self.pace.slots)
+        return ModelInfo(self.model, "g1", "simulated", "", 1 << 20, self.pace.slots)
 
     async def generate(self, batch: StepBatch, *, alone: bool = False) -> AsyncIterator[StepResults]:
         """Sample in any order, in batches; it may fail on the way."""

@@ -89,15 +89,14 @@ class Write:
 
 
 def plan(job_id: str = "job", **given: Any) -> JobPlan:
-    """A job's plan from its knobs; `tokens_per_tree_max`, `deadline_ms` and `checker` are the plan's own."""
-    names = ("tokens_per_tree_max", "steps_per_tree_max", "deadline_ms", "checker")
+    """A job's plan from its knobs; `tokens_per_tree_max`, `deadline_ms`, `checker` and `generators` are the plan's own."""
+    names = ("tokens_per_tree_max", "steps_per_tree_max", "deadline_ms", "checker", "generators")
     own = {name: given.pop(name) for name in names if name in given}
     knobs = Knobs.fill({"max_steps": 4, "max_step_tokens": 6, **given})
     return JobPlan(
         job_id=job_id,
         policy=knobs.build(),
         params=StepParams(knobs["temperature"], knobs["top_p"], knobs["max_step_tokens"], "\n"),
-        generators=(Generator("generator"),),
         verifier="verifier",
         aggregate=knobs["aggregate"],
         answer=knobs["answer"],
@@ -105,7 +104,7 @@ def plan(job_id: str = "job", **given: Any) -> JobPlan:
         extract=knobs.extract(),
         compare=knobs["compare"],
         tolerance=knobs["tolerance"],
-        **{"checker": "", **own},
+        **{"checker": "", "generators": (Generator("generator"),), **own},
     )
 
 
@@ -253,6 +252,8 @@ class World:
 
     def _generate(self, command: Generate) -> None:
         assert (np.diff(command.group) >= 0).all(), "groups ascend"
+        writers = {command.plan.generators[at].model for at in command.plan.writers(command.node_id).tolist()}
+        assert writers == {command.generator}, "a step is one model's"
         assert np.array_equal(np.unique(command.group), np.arange(len(command.offsets) - 1)), "every chain is continued"
         names = list(zip(command.tree_id.tolist(), command.node_id.tolist(), strict=True))
         for at, (name, group) in enumerate(zip(names, command.group.tolist(), strict=True)):
