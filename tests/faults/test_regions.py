@@ -123,7 +123,8 @@ class Local:
 
 def ended(client: Client, job: job_pb2.Job) -> job_pb2.Job:
     """A job as it is once it has ended."""
-    return until(lambda: found if (found := client.job(job.job_id)).state != job_pb2.JOB_STATE_RUNNING else None, JOB_S)
+    until(lambda: client.job(job.job_id).state != job_pb2.JOB_STATE_RUNNING, JOB_S)
+    return client.job(job.job_id)
 
 
 @pytest.fixture(scope="module")

@@ -103,8 +103,9 @@ def test_a_fleet_that_is_not_there_is_named(tmp_path: Path) -> None:
         read_fleet(tmp_path / "none.toml")
 
 
-def node(alive: bool = True, gpus: float = 0, **labels: str) -> dict[str, Any]:
-    return {"Alive": alive, "Labels": {f"ray.io/{key}": value for key, value in labels.items()}, "Resources": {"GPU": gpus}}
+def node(gpus: float = 0, *, alive: bool = True, region: str = "", zone_region: str = "") -> dict[str, Any]:
+    labels = {"ray.io/region": region, "ray.io/availability-region": zone_region}
+    return {"Alive": alive, "Labels": {key: value for key, value in labels.items() if value}, "Resources": {"GPU": gpus}}
 
 
 def test_an_engine_s_region_is_told_by_either_of_two_labels_and_by_the_operator_s_own_alone() -> None:
@@ -123,7 +124,7 @@ def test_why_no_node_can_have_an_engine_is_said() -> None:
     engine = EngineConfig("a", "simulated", "eu", gpus=2)
     choices = selectors(engine, "ray.io/region")
     assert unplaceable(engine, choices, [node(region="eu", gpus=2)]) == ""
-    assert unplaceable(engine, choices, [node(**{"availability-region": "eu"}, gpus=4)]) == ""
+    assert unplaceable(engine, choices, [node(zone_region="eu", gpus=4)]) == ""
     nodes = [node(region="us"), node(region="us"), node(), node(alive=False, region="eu", gpus=8)]
     assert unplaceable(engine, choices, nodes) == (
         "no node has the label ray.io/region=eu or ray.io/availability-region=eu; there are 1 with none of these labels; "
