@@ -39,6 +39,11 @@ def make_timed(**options: Any) -> Engine:
     return SimulatedEngine(SimulatedParams(context_tokens_max=256, **options), skip)
 
 
+def make_tight(**options: Any) -> Engine:
+    """Has memory for one of its longest sequences, and not a block more."""
+    return make_timed(kv_tokens_max=17 * 16, **options)
+
+
 def make_openai(**options: Any) -> Engine:
     from ramify.scheduler.engines.openai import OpenAIEngine
     from ramify.scheduler.engines.openai_params import OpenAIParams
@@ -58,6 +63,7 @@ def server() -> Iterator[CompletionsServer]:
         pytest.param(make_chunked, marks=needs_model, id="onnx in chunks"),
         pytest.param(make_instant, id="instant"),
         pytest.param(make_timed, id="timed"),
+        pytest.param(make_tight, id="tight"),
         pytest.param(make_openai, id="openai"),
     ]
 )
