@@ -50,6 +50,19 @@ async def test_models_that_running_jobs_lack(subject: Subject) -> None:
     assert gone.details == (f"job {job.job_id}: its generator tiny24 is none of the system's",)
 
 
+async def test_models_that_a_job_of_several_lacks(subject: Subject) -> None:
+    job = await running_job(subject.database)
+    spec = job_pb2.JobSpec(generators=[job_pb2.Generator(model=name) for name in ("a", "b", "c")])
+    await execute(subject.database, update(jobs).values(spec=spec.SerializeToString()))
+    await Jobs(subject.database).put_models([ModelRow("generator", name, f"{name}1", "\n", "") for name in ("a", "b")])
+    assert (await work.pins(subject)).details == (f"job {job.job_id}: its generator c is none of the system's",)
+    await execute(subject.database, update(jobs).values(pin_generator="a1,b0,c1"))
+    assert (await work.pins(subject)).details == (
+        f"job {job.job_id}: its generator b is pinned to b0, and the system has b1",
+        f"job {job.job_id}: its generator c is none of the system's",
+    )
+
+
 async def test_segments_that_nobody_has_freed(subject: Subject) -> None:
     await a_job(subject.database)
     assert (await upkeep.freeable(subject)).summary == "2 segments, none of them to be freed"

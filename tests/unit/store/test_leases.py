@@ -263,6 +263,14 @@ async def test_the_first_revisions_that_are_given_hold(store: Store) -> None:
     assert await store.work.pin(claim, "gone", "g9", "", "") == Pins("g9")
 
 
+async def test_there_is_room_for_the_revisions_of_several_models(store: Store) -> None:
+    job = await store.submit(1, "request")
+    claim = await store.work.claim("shard:0@a", EVERY, TTL_MS)
+    several = ",".join(str(model) * 64 for model in range(8))
+    assert await store.work.pin(claim, job.job_id, several, "", "") == Pins(several)
+    assert (await store.job(job.job_id)).pins.generator == several
+
+
 async def test_a_zombie_pins_nothing(store: Store) -> None:
     job = await store.submit(1, "request")
     zombie = await store.work.claim("shard:0@a", EVERY, TTL_MS)
