@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.simulation.cluster import Cluster
-from tests.simulation.jobs import WORKS, calm
+from tests.simulation.jobs import WORKS
 from tests.simulation.test_cluster import QUIET, assert_calm
 
 CUT = replace(QUIET, cuts=3.0, lease_ms=600)
@@ -30,6 +30,6 @@ def test_a_region_that_is_cut_off_changes_no_answer_and_its_work_moves_and_retur
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_moves_while_no_region_is_cut_off(name: str) -> None:
-    assert calm(name).outcome()
     cluster = Cluster(WORKS[name], QUIET, seed=2).run()
+    assert_calm(cluster, name)
     assert cluster.moved_tokens == 0

@@ -128,11 +128,12 @@ class Dispatcher:
         name, _, revision = model.partition("@")
         elsewhere = {lane.engine.region for lane in self._lanes if lane.alive and lane.serves(model)}
         if elsewhere:
-            known = {lane.engine.region for lane in self._lanes}
-            unknown = [region for region in routing.regions if region not in known]
-            told_so = f"; no engine belongs to {', '.join(unknown)}" if unknown else ""
+            allowed = [lane for lane in self._lanes if lane.engine.region in routing.regions]
+            unknown = [region for region in routing.regions if region not in {lane.engine.region for lane in allowed}]
+            reasons = [f"no engine belongs to {', '.join(unknown)}"] if unknown else []
+            reasons += [f"{lane.engine.name}: {lane.reason}" for lane in allowed if not lane.alive][:1]
             have = ", ".join(sorted(region or "no region" for region in elsewhere))
-            return f"{name} is alive in {have}, and the job allows {', '.join(routing.regions)} alone{told_so}"
+            return "; ".join([f"{name} is alive in {have}, and the job allows {', '.join(routing.regions)} alone", *reasons])
         others = {lane.info.revision for lane in self._lanes if lane.alive and lane.info and lane.info.name == name}
         if others:
             return f"the job keeps to revision {revision} of {name}, the engines have {', '.join(sorted(others))}"

@@ -96,7 +96,8 @@ class Supervisor:
         for index in found:
             with contextlib.suppress(Exception):  # it is just starting, or stands still: another may know
                 async with asyncio.timeout(STATUS_S):
-                    known: FleetConfig = await ray.get_actor(name_of(index), namespace=NAMESPACE).fleet.remote()
+                    shard: Any = ray.get_actor(name_of(index), namespace=NAMESPACE)
+                    known: FleetConfig = await shard.fleet.remote()
                 self._fleet = max(self._fleet, known, key=lambda fleet: fleet.revision)
         self._look_for(self._start_engines())
         log.warning("the supervisor was started anew, and looks after shards %s", ", ".join(map(str, found)))
