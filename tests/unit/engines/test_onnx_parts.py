@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from ramify.scheduler.engines.kv_rows import KvRows
 from ramify.scheduler.engines.onnx_lanes import Delimiter
 from ramify.scheduler.engines.onnx_prefixes import PrefixTree
+from ramify.scheduler.engines.sampling import sample
 from tests.unit.engines.onnx_models import EOS, make_tokenizer
 
 BYTES = 8  # of the keys and values that stand for a token below
@@ -106,6 +107,23 @@ def test_rows_keep_their_keys_and_values_as_room_comes_and_goes() -> None:
     assert room().nbytes <= full_bytes / 4
     rows.add(1, [held[1]])
     assert not rows.inputs(1)[0][0, :, 3:].any()
+
+
+def test_a_nucleus_of_a_large_vocabulary_is_the_smallest_set_of_its_mass() -> None:
+    rng = np.random.default_rng(11)
+    logits = (rng.normal(size=(40, 9000)) * rng.choice([0.1, 2, 8], (40, 1))).astype(np.float32)
+    top_p, code = rng.uniform(0.05, 0.999, 40), rng.random(40)
+    token, logprob, _ = sample(logits, code, np.ones(40), top_p)
+    for row in range(40):
+        probability = np.exp(logits[row].astype(np.float64))
+        probability /= probability.sum()
+        order = np.argsort(-probability, kind="stable")
+        size = 1 + int(np.searchsorted(np.cumsum(probability[order]), top_p[row]))
+        inside = np.sort(order[:size])
+        mass = np.cumsum(probability[inside])
+        drawn = inside[np.searchsorted(mass, code[row] * mass[-1], side="right")]
+        assert token[row] == drawn
+        assert logprob[row] == pytest.approx(np.log(probability[drawn] / mass[-1]))
 
 
 @pytest.fixture(scope="module")

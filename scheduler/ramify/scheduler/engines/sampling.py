@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from ramify.scheduler.forest.ids import mix64
 
 F64 = NDArray[np.float64]
+_BLOCK = 1 << 18  # logits at once: the dozen arrays that are made of them stay in the processor's cache
+_SORTED = 1 << 12  # a vocabulary up to here is sorted whole
+
 U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
 
@@ -24,7 +27,7 @@ def uniform(seed: U64, place: I64) -> F64:
     return (mix64(seed, place.astype(np.uint64)) >> np.uint64(11)) * np.float64(2.0**-53)
 
 
-def sample(logits: NDArray[np.float32], code: F64, temperature: F64, top_p: F64) -> tuple[I64, F64, F64]:
+def sample(logits: NDArray[np.floating], code: F64, temperature: F64, top_p: F64) -> tuple[I64, F64, F64]:
     """Draw a token a row by inverting the distribution function.
 
     Args:
@@ -39,6 +42,14 @@ def sample(logits: NDArray[np.float32], code: F64, temperature: F64, top_p: F64)
             the model's own where greedy.
         rest: `[n]` in [0, 1): where the code lies within the token's interval, the code of the next token.
     """
+    block = max(1, _BLOCK // logits.shape[1])
+    columns = (logits, code, temperature, top_p)
+    parts = [_sample(*(each[at : at + block] for each in columns)) for at in range(0, max(1, len(logits)), block)]
+    token, logprob, rest = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return token, logprob, rest
+
+
+def _sample(logits: NDArray[np.floating], code: F64, temperature: F64, top_p: F64) -> tuple[I64, F64, F64]:
     rows = np.arange(len(logits))
     wide = logits.astype(np.float64)
     top = wide.max(axis=1)
@@ -50,7 +61,7 @@ def sample(logits: NDArray[np.float32], code: F64, temperature: F64, top_p: F64)
     weight = np.exp(shifted)
     cut = (top_p < 1) & ~greedy
     if cut.any():
-        weight = _nucleus(weight, np.where(cut, top_p, np.inf))
+        weight[cut] = _nucleus(weight[cut], top_p[cut])
     mass = np.cumsum(weight, axis=1)
     total = mass[:, -1]
     token = np.count_nonzero(mass <= (code * total)[:, None], axis=1)
@@ -64,11 +75,25 @@ def sample(logits: NDArray[np.float32], code: F64, temperature: F64, top_p: F64)
 
 
 def _nucleus(weight: F64, top_p: F64) -> F64:
-    """Weights `[n, V]` with 0 for tokens outside of the smallest likeliest set of mass `top_p` `[n]`."""
+    """Weights `[n, V]` with 0 for tokens outside of the smallest likeliest set of mass `top_p` `[n]`, all below 1."""
+    if weight.shape[1] > _SORTED:
+        return np.stack([_narrow(each, share) for each, share in zip(weight, top_p.tolist(), strict=True)])
     order = np.argsort(-weight, axis=1, kind="stable")
     ranked = np.take_along_axis(weight, order, axis=1)
     mass = np.cumsum(ranked, axis=1)
     ranked[mass - ranked >= (top_p * mass[:, -1])[:, None]] = 0
     kept = np.empty_like(weight)
     np.put_along_axis(kept, order, ranked, axis=1)
+    return kept
+
+
+def _narrow(weight: F64, top_p: float) -> F64:
+    """The same for one row `[V]` of a large vocabulary, most of which is too light to matter and need not be sorted."""
+    total = weight.sum()
+    likely = np.flatnonzero(weight >= (1 - top_p) * total / (2 * len(weight)))  # the others are half of what is left out, at most
+    order = likely[np.argsort(-weight[likely], kind="stable")]
+    ranked = weight[order]
+    inside = np.cumsum(ranked) - ranked < top_p * total
+    kept = np.zeros_like(weight)
+    kept[order[inside]] = ranked[inside]
     return kept
