@@ -137,7 +137,6 @@ class Admission:
         ended = [self._jobs.pop(job_id) for job_id in self._plans if job_id not in alive]
         for job in ended:
             del self._plans[job.job_id]
-            self._prompts.pop(job.job_id, None)
             self.references.pop(job.job_id, None)
             self._post(JobCancelled(job.job_id))
         self._held = {
@@ -145,6 +144,7 @@ class Admission:
             for job_id, held in self._held.items()
             if job_id in alive and (held.what == PROMPT or not self._can_go_on(job_id))
         }
+        self._prompts = {job_id: made for job_id, made in self._prompts.items() if job_id in alive}
         for cohort in self._cohorts:
             cohort.cursors = {job_id: cursor for job_id, cursor in cohort.cursors.items() if job_id in alive}
         for job in open_jobs:

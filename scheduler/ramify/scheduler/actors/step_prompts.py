@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, pairwise
 from typing import Self, TypeVar
 
 import numpy as np
@@ -31,10 +32,10 @@ class StepPrompts:
         tokens, said = [token_of[text] for text in texts], [np.frombuffer(text.encode(), np.uint8) for text in texts]
         if tokenizer_json:  # in their chains: a chain may end within a character
             tokenizer = tokenizer_of(tokenizer_json)
-            for group, (start, end) in enumerate(zip(batch.offsets[:-1], batch.offsets[1:], strict=True)):
+            for group, (start, end) in enumerate(pairwise(batch.offsets.tolist())):
                 tail = batch.tokens[max(start, end - _TAIL_TOKENS) : end]
-                chain = np.concatenate((tail, tokens[group]))
-                said[group] = np.frombuffer(step_text(tokenizer, chain, len(tail), special=True), np.uint8)
+                longer = np.concatenate((tail, tokens[group]))
+                said[group] = np.frombuffer(step_text(tokenizer, longer, len(tail), special=True), np.uint8)
         return cls(batch.group, tokens, said)
 
     def before(self, batch: StepBatch) -> StepBatch:
@@ -47,9 +48,10 @@ class StepPrompts:
         ]
         params = list(dict.fromkeys(left))
         place = {each: index for index, each in enumerate(params)}
+        chains = np.split(batch.tokens, batch.offsets[1:-1])  # views: chains are long
         return replace(
             batch,
-            tokens=np.insert(batch.tokens, np.repeat(batch.offsets[1:], count), np.concatenate(self.tokens)),
+            tokens=np.concatenate([*chain.from_iterable(zip(chains, self.tokens, strict=True))]),
             offsets=batch.offsets + np.concatenate((np.zeros(1, np.int64), np.cumsum(count))),
             params=tuple(params),
             group_params=np.array([place[each] for each in left], np.int32),
