@@ -104,6 +104,18 @@ class Local:
         """Tokens of chains that have moved."""
         return int(self.tell("engines", r"^([\d,]+) tokens of chains have moved")[1].replace(",", ""))
 
+    def kill_supervisor(self) -> None:
+        """SIGKILL it, and wait until there is another one."""
+
+        def there() -> list[psutil.Process]:
+            every = psutil.Process(self.process.pid).children(recursive=True)
+            return [each for each in every if not gone(each) and "Supervisor" in each.name()]
+
+        (old,) = there()
+        old.kill()
+        until(lambda: [each for each in there() if each.pid != old.pid])
+        self.moved()  # it answers
+
     def stop(self) -> None:
         """Ctrl-C; nothing is left."""
         top = psutil.Process(self.process.pid)
@@ -161,6 +173,9 @@ def test_engines_join_and_leave_while_a_job_runs(local: Local) -> None:
         until(lambda: local.steps("eu-north:1") > 0)
         until(lambda: local.steps("eu-west:0") < 0)
         assert client.job(job.job_id).state == job_pb2.JOB_STATE_RUNNING
+        local.kill_supervisor()
+        assert local.steps("eu-west:0") < 0, "the next supervisor goes on with the fleet as it is, not as it was"
+        assert local.steps("eu-north:1") > 0
         local.fleet.write_text("engines = 3")
         local.until_said(r"engines: input should be a valid list; the fleet stays as it was")
         local.fleet.write_text(regions)
