@@ -35,7 +35,7 @@ def up(
     engine: Annotated[
         list[str] | None,
         typer.Option(
-            help="onnx:FOLDER, vllm:MODEL, openai:URL, simulated or simulated:FILE, with options: 'onnx:FOLDER?slots=32'; repeatable."
+            help="onnx:FOLDER, vllm:MODEL, openai:URL or simulated[:FILE], with options as in 'onnx:FOLDER?slots=32'; repeatable."
         ),
     ] = None,
     fleet: Annotated[

@@ -159,9 +159,11 @@ def figures_of(fleet: list[Here], took_s: float, problems: int) -> dict[str, flo
     blocks_of_prompts = problems * ((PROMPT_TOKENS - 1) // params.block_tokens * params.block_tokens)
     needed = blocks_of_prompts + sum(each.tails for each in fleet)
     token_ms = (params.token_ms + params.token_extra_ms * (params.slots - 1)) / params.slots  # of an engine that is full
-    ideal_s = sampled * token_ms / 1e3 + read * params.context_token_ns / 1e9 + needed / params.prefill_tokens_per_s
+    decode_s = sampled * token_ms / 1e3 + read * params.context_token_ns / 1e9
+    ideal_s, stricter_s = (decode_s + each / params.prefill_tokens_per_s for each in (needed, problems * PROMPT_TOKENS))
     figures = {
         "busy": ideal_s / len(fleet) / took_s,
+        "busy_against_a_cache_of_tokens": stricter_s / len(fleet) / took_s,  # not of blocks, as engines have
         "hit_rate": cached / (cached + prefilled),
         "best_hit_rate": 1 - needed / (cached + prefilled),
         "hit_gap": (prefilled - needed) / (cached + prefilled),
