@@ -211,3 +211,11 @@ async def test_an_engine_whose_process_died_says_so() -> None:
 
 def logprob(row: Row) -> float:
     return float(np.frombuffer(row.logprob_bits, np.float32)[0])
+
+
+async def test_the_chat_template_is_the_tokenizers(make: Make, llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = make().info
+    assert (info.chat_template, info.bos_token, info.eos_token) == ("", "<bos>", "<eos>")
+    for template, wanted in (("{{ messages }}", "{{ messages }}"), ({"default": "d", "tool_use": "t"}, "d")):
+        monkeypatch.setattr(llm.get_tokenizer(), "chat_template", template)
+        assert make().info.chat_template == wanted
