@@ -3,15 +3,27 @@
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from ramify.scheduler.actors.homes import Homes
+from ramify.scheduler.actors.lanes import Lane
+from ramify.scheduler.commands import Generate
+from ramify.scheduler.engines.base import ModelInfo
 from ramify.scheduler.engines.simulated import SimulatedEngine, SimulatedParams
-from ramify.scheduler.forest.ids import writers
+from ramify.scheduler.forest.ids import job_key, writers
+from ramify.scheduler.placement import NOWHERE, Terms
+from ramify.scheduler.plan import Generator
+from ramify.scheduler.shard import Shard
+from tests.simulation.world import Work, admitted, plan
 from tests.unit.actors.house import LIMITS, Engine, House, house
 from tests.unit.engines.helpers import MODEL, needs_model
 
 WEIGHTS = {"large": 1.0, "small": 3.0}
+INFO = ModelInfo("large", "1", "simulated", "", 8192, 64)
 
 
 @pytest.fixture
@@ -136,3 +148,23 @@ async def test_one_model_under_two_names_grows_the_trees_of_one(tmp_path: Path) 
         assert await home.outcome(both) == await home.outcome(alone)
     for engine in engines:
         await engine.close()
+
+
+def test_a_tree_stays_on_one_engine_of_each_model() -> None:
+    job = replace(plan(n=32, keep=8), generators=tuple(Generator(model, weight) for model, weight in WEIGHTS.items()))
+    found = Shard().handle([admitted(Work(job, (0, 1)), (0, 1))])
+    large, small = (command for command in found if isinstance(command, Generate))
+    homes_told: list[list[int]] = []
+
+    def second(keys: Any, count: Any, home: NDArray[np.int64], fleet: Any) -> NDArray[np.int64]:
+        homes_told.append(home.tolist())
+        return np.where(home == NOWHERE, 1, home)
+
+    lanes = {model: [Lane(Engine(f"{model} {at}"), job_key(f"{model} {at}"), INFO) for at in (0, 1)] for model in WEIGHTS}
+    homes = Homes(second)
+    for _ in range(2):
+        for model, command in (("large", large), ("small", small)):
+            homes.choose(command, lanes[model], Terms())
+            homes.sent(command, lanes[model][1])
+    assert homes_told == [[NOWHERE, NOWHERE], [NOWHERE, NOWHERE], [1, 1], [1, 1]]
+    assert homes.moved_tokens == 0, "what one model's cache has is nothing to another model"

@@ -71,6 +71,11 @@ def test_templates_find_what_transformers_gives_them() -> None:
     assert text(asks) == '14 Nov 2023|{"a": "<é>"}|</s>|True|said|1'
 
 
+def test_blocks_leave_no_white_space_of_their_own() -> None:
+    laid_out = "{% for message in messages %}\n    {% if message['role'] == 'user' %}\n<u>\n    {% endif %}\n{% endfor %}\n"
+    assert text(info(chat_template=laid_out)) == "<u>\n"
+
+
 @pytest.mark.parametrize(
     ("template", "says"),
     [

@@ -60,15 +60,17 @@ def test_a_command_less_some_rows_keeps_its_model_and_the_numbers_of_its_steps()
     texts = [sampled(each, [f"{node}\n" for node in each.node_id], Finish.STEP) for each in first]
     for command in chain.from_iterable(shard.handle([event]) for event in texts):
         assert isinstance(command, Generate)
-        rest = without(command, np.arange(len(command.hint)) % 2 == 0)
+        assert set(command.numbers.tolist()) == {2}
+        mixed = replace(command, depth=np.arange(len(command.hint), dtype=np.int16))
+        rest = without(mixed, np.arange(len(command.hint)) % 2 == 0)
         assert rest.generator == command.generator
-        assert rest.numbers.tolist() == [2] * (len(rest.offsets) - 1)
+        assert rest.numbers.tolist() == rest.depth.tolist() == [*range(1, len(command.hint), 2)]
 
 
 def test_a_result_names_who_wrote_its_steps() -> None:
-    job = two(policy="best_of_n", n=8, max_steps=3, cut="answer")
+    job, problems = two(policy="best_of_n", n=8, max_steps=3, cut="answer"), (0, 1, 2, 3)
     shard = Shard()
-    found = shard.handle([admitted(Work(job, (0,)), (0,))])
+    found = shard.handle([admitted(Work(job, problems), problems)])
     parent_of: dict[int, int] = {}
     for _ in range(3):
         commands = [each for each in found if isinstance(each, Generate)]
@@ -78,9 +80,11 @@ def test_a_result_names_who_wrote_its_steps() -> None:
         found = shard.handle([sampled(each, said, Finish.STEP) for each, said in zip(commands, texts, strict=True)])
     chains = [each.chains for each in found if isinstance(each, Score)]
     shard.handle([scored(each, np.linspace(0, 1, len(each.length)).tolist()) for each in chains])
-    ((result,),) = [delta.results for delta in only(tick(shard, 2_000_000), Commit).jobs]
-    path = [result.answer_node_id]
-    while parent_of[path[0]] in parent_of:
-        path.insert(0, parent_of[path[0]])
-    assert len(path) == len(result.steps) == 3
-    assert result.generators == ["ab"[at] for at in job.writers(np.array(path, np.uint64))]
+    (delta,) = only(tick(shard, 2_000_000), Commit).jobs
+    for result in delta.results:
+        path = [result.answer_node_id]
+        while parent_of[path[0]] in parent_of:
+            path.insert(0, parent_of[path[0]])
+        assert len(path) == len(result.steps) == 3
+        assert result.generators == ["ab"[at] for at in job.writers(np.array(path, np.uint64))]
+    assert {name for result in delta.results for name in result.generators} == {"a", "b"}
