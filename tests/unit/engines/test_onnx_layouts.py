@@ -34,7 +34,7 @@ LAYOUTS = {
     "logits_to_keep": Layout(keep="logits_to_keep", positions=False),
     "merged": Layout(merged=True),
     "merged without position_ids": Layout(merged=True, positions=False),
-    "GroupQueryAttention": Layout(fused=True, positions=False),
+    "GroupQueryAttention": Layout(fused=True, positions=False, context=200),
     "GroupQueryAttention of half": Layout(fused=True, positions=False, half=True),
     "weights beside it": Layout(external=True),
     "a sliding window": Layout(window=20),
@@ -109,30 +109,56 @@ async def test_all_layouts_say_what_the_weights_do(make: Make, name: str, prefil
     assert (stats.rows_running, stats.rows_waiting) == (0, 0)
 
 
+@pytest.mark.parametrize(
+    ("name", "padded", "in_place", "whole"),
+    [
+        ("today", True, False, False),
+        ("no position_ids", False, False, False),
+        ("a sliding window", False, False, False),
+        ("merged", True, False, True),
+        ("GroupQueryAttention", True, True, False),
+    ],
+)
+def test_a_model_says_how_it_wants_its_past(tmp_path: Path, name: str, padded: bool, in_place: bool, whole: bool) -> None:
+    folder = write_model(tmp_path, LAYOUTS[name])
+    model = OnnxModel(folder / "model.onnx", json.loads((folder / "config.json").read_text()), 1)
+    assert (model.padded, model.in_place, model.whole) == (padded, in_place, whole)
+    assert (model.caches, model.heads, model.head_dim) == (4, 2, 16)
+
+
 @pytest.mark.parametrize("name", ["today", "merged", "GroupQueryAttention"])
 async def test_prompts_are_fed_in_pieces_and_together(make: Make, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     engine = make(LAYOUTS[name], prefill_tokens=64)
     shapes = []
     fill = OnnxModel.fill
 
-    def spied(model: OnnxModel, tokens: Any, lengths: Any, past: Any) -> Any:
-        shapes.append((*tokens.shape, past[0].shape[2], int(lengths.sum())))
-        return fill(model, tokens, lengths, past)
+    def spied(model: OnnxModel, tokens: Any, past: Any) -> Any:
+        shapes.append((*tokens.shape, past[0].shape[2]))
+        return fill(model, tokens, past)
 
     monkeypatch.setattr(OnnxModel, "fill", spied)
     prompts = [encode(f"{number}: {'x' * number}") for number in range(5, 13)]
     await collect(engine, [Job(prompt, 0, GREEDY) for prompt in prompts])
-    assert sum(tokens for *_, tokens in shapes) == sum(len(prompt) - 1 for prompt in prompts) == engine.stats().tokens_prefilled
+    assert engine.stats().tokens_prefilled == sum(len(prompt) - 1 for prompt in prompts)
+    assert sum(rows for rows, _, _ in shapes) == len(prompts)
     assert len(shapes) == 2
-    assert all(rows * tokens <= 64 and past == 0 for rows, tokens, past, _ in shapes)
+    assert all(rows * tokens <= 64 and past == 0 for rows, tokens, past in shapes)
     shapes.clear()
     await collect(engine, [Job(encode("y" * 151), 0, GREEDY)])
-    assert shapes == [(1, 150, 0, 150)] if name == "merged" else [(1, 64, 0, 64), (1, 64, 64, 64), (1, 22, 128, 22)]
+    assert shapes == ([(1, 150, 0)] if name == "merged" else [(1, 64, 0), (1, 64, 64), (1, 22, 128)])
 
 
+async def test_a_prompt_in_pieces_does_not_mix_with_one_that_begins(make: Make) -> None:
+    engine = make(prefill_tokens=64)
+    chains = [encode("z" * 151), *(encode(f"{digit} short") for digit in range(6))]
+    rows = await collect(engine, [Job(chain, 0, GREEDY) for chain in chains])
+    assert [row.tokens for row in rows] == [reference(Layout(), chain, GREEDY.max_step_tokens)[0] for chain in chains]
+
+
+@pytest.mark.parametrize("name", ["today", "GroupQueryAttention"])
 @pytest.mark.parametrize("prefill_tokens", [1, 64])
-async def test_a_chain_is_fed_from_where_it_leaves_another(make: Make, prefill_tokens: int) -> None:
-    engine = make(prefill_tokens=prefill_tokens)
+async def test_a_chain_is_fed_from_where_it_leaves_another(make: Make, name: str, prefill_tokens: int) -> None:
+    engine = make(LAYOUTS[name], prefill_tokens=prefill_tokens)
     first = await collect(engine, [Job(encode("what all have in common: one"), 0, GREEDY)])
     assert engine.stats().tokens_prefilled == len(encode("what all have in common: one")) - 1
     second = [encode(f"what all have in common: {text}") for text in ("two", "zero")]

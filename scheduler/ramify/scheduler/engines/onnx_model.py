@@ -98,23 +98,22 @@ class OnnxModel:
         logits, *present = self._session.run(["logits", *self._present_names], feeds)
         return logits[:, -1], [each[:, :, -1] for each in present]
 
-    def fill(self, tokens: I64, lengths: I64, past: Sequence[KV]) -> list[KV]:
+    def fill(self, tokens: I64, past: Sequence[KV]) -> list[KV]:
         """Feed many tokens a row, of rows whose pasts are equally long.
 
         Args:
-            tokens: `[B, T]`; behind `lengths` anything.
-            lengths: `[B]` how many of them count, 1 to T.
+            tokens: `[B, T]`; those of shorter rows are padded on the right, where no token before sees them.
             past: `caches` times `[B, H, P, D]`, all of it attended.
 
         Returns:
-            `caches` times `[B, H, T, D]`: keys and values of the tokens; behind `lengths` anything.
+            `caches` times `[B, H, T, D]`: keys and values of the tokens.
         """
-        held, new = past[0].shape[2], np.arange(tokens.shape[1])
-        mask = np.ones((len(tokens), held + len(new)), np.int64)
-        mask[:, held:] = new < lengths[:, None]
-        positions = held + np.minimum(new, lengths[:, None] - 1)
+        rows, new = tokens.shape
+        held = past[0].shape[2]
+        mask = np.ones((rows, held + new), np.int64)
+        positions = np.tile(np.arange(held, held + new), (rows, 1))
         present = self._session.run(self._present_names, self._feeds(tokens, positions, mask, past))
-        return [each[:, :, held : held + len(new)] for each in present]
+        return [each[:, :, held : held + new] for each in present]
 
     def _feeds(self, tokens: I64, positions: I64, mask: I64, past: Sequence[KV]) -> dict[str, NDArray[Any]]:
         feeds: dict[str, NDArray[Any]] = dict(zip(self._past_names, past, strict=True))

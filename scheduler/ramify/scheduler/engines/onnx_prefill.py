@@ -52,15 +52,15 @@ def fill(model: OnnxModel, prefills: Sequence[Prefill], tokens_max: int) -> int:
             if other.position == position and length * (len(chosen) + 1) <= tokens_max:
                 chosen.append(other)
                 longest = length
-    lengths = np.array([min(each.left, longest) for each in chosen])
+    lengths = [min(each.left, longest) for each in chosen]
     tokens = np.zeros((len(chosen), longest), np.int64)
-    for row, (each, length) in enumerate(zip(chosen, lengths.tolist(), strict=True)):
+    for row, (each, length) in enumerate(zip(chosen, lengths, strict=True)):
         tokens[row, :length] = each.chain[position : position + length]
         tokens[row, length:] = tokens[row, length - 1]
     past = [np.stack([each.kv[cache, :, :position] for each in chosen]) for cache in range(model.caches)]
-    made = model.fill(tokens, lengths, past)
-    for row, (each, length) in enumerate(zip(chosen, lengths.tolist(), strict=True)):
+    made = model.fill(tokens, past)
+    for row, (each, length) in enumerate(zip(chosen, lengths, strict=True)):
         for cache, new in enumerate(made):
             each.kv[cache, :, position : position + length] = new[row, :, :length]
         each.position += length
-    return int(lengths.sum())
+    return sum(lengths)

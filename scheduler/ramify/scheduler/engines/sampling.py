@@ -43,8 +43,8 @@ def sample(logits: NDArray[np.floating], code: F64, temperature: F64, top_p: F64
         rest: `[n]` in [0, 1): where the code lies within the token's interval, the code of the next token.
     """
     block = max(1, _BLOCK // logits.shape[1])
-    columns = (logits, code, temperature, top_p)
-    parts = [_sample(*(each[at : at + block] for each in columns)) for at in range(0, max(1, len(logits)), block)]
+    blocks = [slice(at, at + block) for at in range(0, max(1, len(logits)), block)]
+    parts = [_sample(logits[at], code[at], temperature[at], top_p[at]) for at in blocks]
     token, logprob, rest = (np.concatenate(each) for each in zip(*parts, strict=True))
     return token, logprob, rest
 
