@@ -33,6 +33,8 @@ COLUMNS = MappingProxyType(
         "message": "string",
         "answer_node_id": "string",
         "restarted": "string",
+        "generators": "list",
+        "note": "string",
     }
 )
 
@@ -94,9 +96,7 @@ def _write_csv(path: Path, records: Iterator[Record]) -> None:
         writer.writeheader()
         for record in records:
             row = _flat(record)
-            steps = row["steps"]
-            assert isinstance(steps, list)
-            writer.writerow(row | {"steps": "\n".join(steps)})
+            writer.writerow({name: "\n".join(value) if isinstance(value, list) else value for name, value in row.items()})
 
 
 def _write_parquet(path: Path, records: Iterator[Record]) -> None:

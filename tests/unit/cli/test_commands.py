@@ -241,6 +241,19 @@ def test_results(ramify: Ramify, gateway: FakeGateway) -> None:
     assert record["answer_node_id"] == "ffffffffffffffff"
 
 
+def test_a_result_says_what_is_odd_about_it_and_who_wrote_it(ramify: Ramify, gateway: FakeGateway, tmp_path: Path) -> None:
+    fake = add_job(gateway)
+    fake.results[1].note = "no step of the answer ended with '\\n'"
+    fake.results[1].generators.extend(["a", "b", "a"])
+    note = ramify("results", "job-1").out.splitlines()[3]
+    assert note == "  no step of the answer ended with '\\n'"
+    for name in ("r.csv", "r.parquet"):
+        ramify("results", "job-1", "-o", tmp_path / name)
+    with (tmp_path / "r.csv").open(newline="") as file:
+        assert [(row["note"], row["generators"]) for row in csv.DictReader(file)][:2] == [("", ""), (note.strip(), "a\nb\na")]
+    assert pq.read_table(tmp_path / "r.parquet").to_pylist()[1]["generators"] == ["a", "b", "a"]
+
+
 def test_a_result_says_that_its_problem_was_restarted(ramify: Ramify, gateway: FakeGateway) -> None:
     fake = add_job(gateway)
     fake.results[1].restarted = "segment 7 was damaged"
