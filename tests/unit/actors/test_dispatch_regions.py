@@ -9,6 +9,7 @@ import numpy as np
 from ramify.scheduler.actors.dispatch import PROBE_S
 from ramify.scheduler.commands import Generate
 from ramify.scheduler.placement import Region, Routing, Terms
+from ramify.scheduler.plan import Generator
 from tests.unit.actors.test_dispatch import SLOTS, Desk, Engine, nodes, settled, steps
 from tests.unit.actors.test_dispatch_placement import answered
 
@@ -192,3 +193,23 @@ async def test_the_tokens_of_chains_that_move_are_counted_once() -> None:
     await it.send(replace(longer, node_id=longer.node_id + np.uint64(9)))
     assert it.dispatcher.moved_tokens == len(longer.tokens), "it is at home there now"
     await asyncio.gather(it.dispatcher.close())
+
+
+async def test_the_models_of_a_job_have_homes_of_their_own() -> None:
+    it = Desk(engines=4)
+    names = ("generator", "generator", "other", "other")
+    for engine, name in zip(it.engines, names, strict=True):
+        engine.info = replace(engine.info, name=name)
+    both = (Generator("generator"), Generator("other"))
+    mine = steps(0, 2)
+    mine = replace(mine, plan=replace(mine.plan, generators=both))
+    theirs = replace(mine, generator="other", node_id=mine.node_id + np.uint64(1))
+    for _ in range(3):
+        await it.send(mine, theirs)
+        while await answered(it, *it.engines):
+            pass
+        mine = replace(mine, node_id=mine.node_id + np.uint64(2))
+        theirs = replace(theirs, node_id=theirs.node_id + np.uint64(2))
+    assert sorted(len(engine.sent) for engine in it.engines) == [0, 0, 6, 6]
+    assert it.dispatcher.moved_tokens == 0
+    await it.dispatcher.close()
