@@ -96,7 +96,7 @@ def plan_of(job_id: str, spec: job_pb2.JobSpec, problems_total: int, started_ms:
         aggregate=knobs["aggregate"],
         answer=knobs["answer"],
         cut=knobs["cut"],
-        extract=replace(knobs.extract(), thoughts_end=thoughts_end(spec.prompt)),
+        extract=replace(knobs.extract(), thoughts_end=spec.prompt.thoughts_end),
         compare=knobs["compare"],
         tolerance=knobs["tolerance"],
         spread_siblings=knobs["siblings"] == "spread",
@@ -118,11 +118,6 @@ def generators_of(spec: job_pb2.JobSpec) -> tuple[Generator, ...]:
     """The models that write a job's steps, with their weights."""
     several = tuple(Generator(each.model, each.weight if each.HasField("weight") else 1.0) for each in spec.generators)
     return several or (Generator(spec.generator),)
-
-
-def thoughts_end(prompt: job_pb2.Prompt) -> str:
-    """What ends a model's thoughts; of a job from before this could be said, the default."""
-    return prompt.thoughts_end if prompt.HasField("thoughts_end") else THOUGHTS_END
 
 
 def share(budget: job_pb2.Budget, own: str, whole: str, problems_total: int) -> int:

@@ -12,7 +12,7 @@ from ramify.v1 import job_pb2
 from tests.simulation.world import plan
 
 STARTED_MS = 1_700_000_000_000  # 2023-11-14
-ALWAYS, NEVER = job_pb2.CHAT_RULE_ALWAYS, job_pb2.CHAT_RULE_NEVER
+AUTO, ALWAYS, NEVER = job_pb2.CHAT_RULE_AUTO, job_pb2.CHAT_RULE_ALWAYS, job_pb2.CHAT_RULE_NEVER
 CHATML = (
     "{% for message in messages %}\n"
     "    {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}\n"
@@ -32,7 +32,7 @@ def info(**given: Any) -> ModelInfo:
 
 
 def text(model: ModelInfo, problem: str = "1+1", **settings: Any) -> str:
-    return Prompts(model, job_pb2.Prompt(**settings), STARTED_MS).text(problem)
+    return Prompts(model, job_pb2.Prompt(**{"chat": AUTO} | settings), STARTED_MS).text(problem)
 
 
 def test_without_a_chat_a_prompt_is_the_template() -> None:
@@ -53,6 +53,10 @@ def test_a_chat_template_is_rendered_where_it_is_to_be() -> None:
     assert text(chat, template="solve {problem}") == rendered.replace("1+1", "solve 1+1")
     assert text(chat, system="be brief") == "<|im_start|>system\nbe brief<|im_end|>\n" + rendered
     assert text(chat, system="s", chat=NEVER) == "s\n\n1+1"
+
+
+def test_a_job_from_before_there_were_settings_has_the_prompts_that_it_had() -> None:
+    assert Prompts(info(chat_template=CHATML), job_pb2.Prompt(), STARTED_MS).text("1+1") == "1+1"
 
 
 def test_a_template_that_refuses_the_system_role_gets_it_with_the_problem() -> None:
@@ -101,14 +105,14 @@ def test_special_tokens_are_known_in_a_prompt_and_none_is_added() -> None:
     made.add_special_tokens([AddedToken("<|im_start|>"), AddedToken("<|im_end|>")])
     made.enable_truncation(8)
     chat = info(chat_template=CHATML, tokenizer_json=made.to_str())
-    (tokens,) = Prompts(chat, job_pb2.Prompt(), STARTED_MS).encode(["1+1"])
+    (tokens,) = Prompts(chat, job_pb2.Prompt(chat=AUTO), STARTED_MS).encode(["1+1"])
     assert tokens.tolist().count(made.token_to_id("<|im_start|>")) == 2
     assert made.decode(tokens.tolist(), skip_special_tokens=False) == "<|im_start|>user\n1+1<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(PromptError, match="a prompt is empty"):
-        Prompts(info(chat_template="{# nothing #}"), job_pb2.Prompt(), STARTED_MS).encode(["1+1"])
+        Prompts(info(chat_template="{# nothing #}"), job_pb2.Prompt(chat=AUTO), STARTED_MS).encode(["1+1"])
 
 
 def test_a_step_prompt_leaves_room_for_the_step() -> None:

@@ -181,7 +181,7 @@ def test_a_plan_has_the_rules_by_which_answers_are_compared() -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "wanted"),
-    [(None, "</think>"), (job_pb2.Prompt(thoughts_end=""), ""), (job_pb2.Prompt(thoughts_end="[/THINK]"), "[/THINK]")],
+    [(None, ""), (job_pb2.Prompt(thoughts_end=""), ""), (job_pb2.Prompt(thoughts_end="[/THINK]"), "[/THINK]")],
 )
 def test_a_plan_knows_what_ends_thoughts(prompt: job_pb2.Prompt | None, wanted: str) -> None:
     asked = spec(job_pb2.Search())

@@ -38,7 +38,7 @@ class Prompts:
 
     Args:
         info: of the model.
-        settings: of the job.
+        settings: of the job, with every default filled in; of one from before there were any, empty: no chat.
         started_ms: when the job began, since the epoch: the day of templates that ask for one, so that it stays the same.
 
     Raises:
@@ -52,10 +52,8 @@ class Prompts:
         self._template: Template | None = None
         if settings.chat == job_pb2.CHAT_RULE_ALWAYS and not info.chat_template:
             raise PromptError(f"the job says chat=always, and {info.name} has no chat template: say auto or never")
-        own = info.prompt_template != PROBLEM
-        if settings.chat == job_pb2.CHAT_RULE_NEVER or not info.chat_template:
-            return
-        if settings.chat == job_pb2.CHAT_RULE_ALWAYS or not own:
+        auto = settings.chat == job_pb2.CHAT_RULE_AUTO and info.prompt_template == PROBLEM
+        if info.chat_template and (auto or settings.chat == job_pb2.CHAT_RULE_ALWAYS):
             self._template = self._try(lambda: compiled(info.chat_template))
 
     def encode(self, problems: Sequence[str]) -> list[NDArray[np.int32]]:
