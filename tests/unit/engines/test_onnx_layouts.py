@@ -171,6 +171,20 @@ async def test_a_chain_is_fed_from_where_it_leaves_another(make: Make, name: str
 
 
 @pytest.mark.parametrize("name", ["today", "GroupQueryAttention"])
+async def test_what_prompts_have_in_common_is_fed_once_though_they_come_together(make: Make, name: str) -> None:
+    engine = make(LAYOUTS[name], prefill_tokens=64)
+    system = "You are asked things. " * 5
+    texts = [f"{system}{number}{number} is one" for number in range(6)]
+    chains = [encode(text) for text in (*texts, system)]
+    rows = await collect(engine, [Job(chain, 0, GREEDY) for chain in chains])
+    assert [row.tokens for row in rows] == [reference(Layout(), chain, GREEDY.max_step_tokens)[0] for chain in chains]
+    common, whole = len(encode(system)), len(chains[0]) - 1
+    stats = engine.stats()
+    assert stats.tokens_prefilled == whole + 5 * (whole - common)
+    assert stats.tokens_cached == 5 * common + common - 1
+
+
+@pytest.mark.parametrize("name", ["today", "GroupQueryAttention"])
 async def test_chunks_change_no_more_than_rounding(make: Make, name: str) -> None:
     exact, chunked = (make(LAYOUTS[name], prefill_tokens=tokens, slots=8) for tokens in (1, 32))
     # A code's digits are used up from the first on, so rounding matters more with every token.

@@ -182,9 +182,7 @@ class OnnxDecoder:
         if self._exact:
             return Prefill(self._occupy(_PREFILL, prefix, held, kv), prefix, [group], self._nothing(0))
         made = Prefill(self._free.pop(), prefix, [group], self._nothing(len(prefix)))
-        for part in kv:
-            begin, made.position = made.position, made.position + part.shape[2]
-            made.kv[:, :, begin : made.position] = part
+        made.skip(held, kv)
         return made
 
     def _nothing(self, tokens: int) -> KV:
@@ -217,8 +215,11 @@ class OnnxDecoder:
         return self._buckets[past]
 
     def _fill(self) -> None:
-        """One call for the prompts that wait longest."""
-        self.tokens_prefilled += fill(self._model, list(self._prefills.values()), self._prefill_tokens)
+        """One call for the prompts that wait longest, from where they leave those that were fed since they came."""
+        for prefill in self._prefills.values() if not self._model.whole else ():
+            self.tokens_cached += prefill.skip(*self.cache.match(prefill.chain))
+        if left := [prefill for prefill in self._prefills.values() if prefill.left]:
+            self.tokens_prefilled += fill(self._model, left, self._prefill_tokens)
         for key in [key for key, prefill in self._prefills.items() if not prefill.left]:
             self._free.append(self._prefills[key].lane)
             self._end_prefill(key, self._prefills[key].kv)

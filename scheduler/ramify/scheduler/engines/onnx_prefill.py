@@ -28,6 +28,14 @@ class Prefill:
         """Tokens that are not filled yet."""
         return len(self.chain) - self.position
 
+    def skip(self, held: int, kv: Sequence[KV]) -> int:
+        """Take over what is known of the first `held` tokens, `[C, H, _, D]` one after the other; how many are new."""
+        new = max(0, held - self.position)
+        if new:
+            np.concatenate(kv, axis=2, out=self.kv[:, :, :held])
+            self.position = held
+        return new
+
 
 def fill(model: OnnxModel, prefills: Sequence[Prefill], tokens_max: int) -> int:
     """One call of the model: for the first prefill, and those of the others that stand at the same position, as far as they fit.
