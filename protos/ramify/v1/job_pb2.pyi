@@ -540,7 +540,7 @@ class StepBoundary(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     delimiter: _builtins.str
-    """A step ends with this text, which belongs to the step. The generator must hold it as a single token."""
+    """A step ends with this text, which belongs to the step."""
     tokens: _builtins.int
     """A step ends after this many tokens, or with the chain."""
     answer: _builtins.bool

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import threading
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 WATCH_S = 0.5
 DRAIN_S = 8.0  # for the shards, who cut themselves short before
 RAY_END_S = 1.0
+CONNECT_S = 5.0  # to a Ray cluster that runs already
 START_S = 120.0
 LOAD_S = 1800.0  # where a GPU has to be filled first
 LISTEN = "127.0.0.1:8700"
@@ -89,6 +91,7 @@ class LocalSystem:
 
     def _start(self) -> None:
         config, home = self.config, self.config.home
+        fleet = self._read_fleet(config.fleet) if config.fleet else None  # what can't be read is told before anything starts
         store_url = config.store_url or f"sqlite+aiosqlite:///{home.absolute() / 'state.db'}"
         models = config.verifier_models or (f"tiny24-prm={tiny24() / 'prm'}",)
         flags = [flag for model in models for flag in ("--model", model)]
@@ -102,7 +105,7 @@ class LocalSystem:
             child.wait_ready()
         self.address = gateway.address
         self._say(f"verifier on {verifier.address}, log {verifier.log}")
-        self._start_actors(store_url, verifier.address)
+        self._start_actors(store_url, verifier.address, fleet)
         self._watcher.start()
 
     def _start_ray(self) -> None:
@@ -132,6 +135,13 @@ class LocalSystem:
     def _join_ray(self, address: str) -> None:
         import ray
 
+        host, _, port = address.rpartition(":")
+        try:  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), CONNECT_S).close()
+        except (OSError, ValueError) as error:
+            raise StartFailed(
+                f"no Ray cluster answers on {address!r} ({error}): say HOST:PORT of its head, as `ray start` does"
+            ) from error
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -142,21 +152,24 @@ class LocalSystem:
             raise AlreadyRunning(f"a system already runs on the Ray cluster {address}: stop it with Ctrl-C where it was started")
         end_actors(names)  # of a system that was killed
 
+    def _read_fleet(self, file: Path) -> Any:
+        """The fleet that a file describes."""
+        from ramify.scheduler.actors.fleet import read_fleet
+        from ramify.scheduler.errors import FleetError
+
+        try:
+            self._fleet_read = file.read_bytes() if file.exists() else b""
+            return read_fleet(file)
+        except FleetError as error:
+            raise LocalError(str(error)) from error
+
     def _fleet(self) -> Any:
-        """The engines that there are to be."""
+        """The engines that there are to be, if no file says so."""
         import ray
 
         from ramify.scheduler.actors.config import EngineConfig, FleetConfig
-        from ramify.scheduler.actors.fleet import read_fleet
         from ramify.scheduler.engines.registry import gpus_of
-        from ramify.scheduler.errors import FleetError
 
-        if self.config.fleet is not None:
-            try:
-                self._fleet_read = self.config.fleet.read_bytes() if self.config.fleet.exists() else b""
-                return read_fleet(self.config.fleet)
-            except FleetError as error:
-                raise LocalError(str(error)) from error
         engines = self.config.engines or (f"onnx:{tiny24() / 'generator'}",)
         there = ray.cluster_resources().get("GPU", 0)
         gpus = [gpus_of(spec) if there else 0 for spec in engines]
@@ -164,7 +177,7 @@ class LocalSystem:
             raise StartFailed(f"the engines take {sum(gpus)} GPUs, and there are {there:.0f}: see tensor_parallel_size")
         return FleetConfig(tuple(EngineConfig(f"local:{index}", spec, gpus=gpus[index]) for index, spec in enumerate(engines)))
 
-    def _start_actors(self, store_url: str, verifier: str) -> None:
+    def _start_actors(self, store_url: str, verifier: str, fleet: Any) -> None:
         import ray
         from ray.exceptions import RayError
 
@@ -173,7 +186,7 @@ class LocalSystem:
         from ramify.scheduler.actors.supervisor import start_supervisor
         from ramify.scheduler.errors import SchedulerError
 
-        fleet = self._fleet()
+        fleet = fleet or self._fleet()
         retention_ms = None if self.config.retain_days is None else round(self.config.retain_days * DAY_MS)
         limits = ShellLimits(self.config.trees_max, round(1000 * self.config.lease_s), retention_ms=retention_ms)
         system = SystemConfig(store_url, verifier, fleet, self.config.shards, limits)
@@ -192,7 +205,7 @@ class LocalSystem:
         with contextlib.suppress(OSError):  # it is being replaced
             if (found := self.config.fleet.read_bytes()) != self._fleet_read:
                 try:
-                    fleet = self._fleet()
+                    fleet = self._read_fleet(self.config.fleet)
                 except LocalError as error:
                     self._fleet_read = found
                     log.error("%s; the fleet stays as it was", error)

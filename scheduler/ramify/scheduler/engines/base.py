@@ -115,7 +115,7 @@ class Engine(Protocol):
         iterator early gives the rows up.
 
         Raises:
-            EngineError: the batch can't be sampled at all (malformed columns, a delimiter that is no single token).
+            EngineError: the batch can't be sampled at all (malformed columns, a delimiter that the engine can't see).
                 A fault of one row is a `Finish.ERROR` of that row instead.
         """
         ...
