@@ -63,7 +63,8 @@ class Regions:
     def cut(self, region: str) -> str:
         """Kill a region's node and all that runs there."""
         if region not in self._nodes:
-            return self._unknown(region, [*self._nodes])
+            why = "has Ray's head, which everything hangs on" if region == HOME else "is none of them"
+            return f"{region or 'nothing'} {why}: it can be {' or '.join(self._nodes) or 'none now'}"
         self._cluster.remove_node(self._nodes.pop(region), allow_graceful=False)
         return f"{region} is cut off"
 
@@ -71,13 +72,9 @@ class Regions:
         """Start a region's node again."""
         away = [name for name in OTHERS if name not in self._nodes]
         if region not in away:
-            return self._unknown(region, away)
+            return f"{region or 'nothing'} is not away: {' or '.join(away) or 'none'} can come back"
         self._nodes[region] = self._cluster.add_node(**_node(region))
         return f"{region} is back"
-
-    def _unknown(self, region: str, known: list[str]) -> str:
-        why = "has Ray's head, which everything hangs on" if region == HOME else "is none of them"
-        return f"{region or 'nothing'} {why}: it can be {' or '.join(known) or 'no region now'}"
 
     def engines(self) -> str:
         """What each engine has done since its process was started, and what has moved."""
