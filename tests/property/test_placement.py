@@ -45,6 +45,16 @@ def test_equals_its_reference(want: tuple[Any, Any], fleet: Fleet, data: st.Data
     assert found.tolist() == plain(keys.tolist(), count.tolist(), home, fleet)
 
 
+def test_a_key_that_returns_does_so_once() -> None:
+    """Nine leave the dearest engine; the one of the next tier, to which the last engine belongs, leaves after them."""
+    slots, cost = np.array([1, 1, 1, 1, 8, 1]), np.array([4.0, 1.0, 1.0, 2.5, 1.0, 2.5])
+    fleet = Fleet(np.arange(6, dtype=np.uint64), slots, np.zeros(6, np.int64), cost)
+    keys, count, home = np.arange(10, dtype=np.uint64), np.ones(10, np.int64), [0] * 9 + [3]
+    found = place(keys, count, np.array(home), fleet)
+    assert found.tolist() == plain(keys.tolist(), count.tolist(), home, fleet)
+    assert (cost[found] == 1).all()
+
+
 def plain(keys: list[int], count: list[int], home: list[int], fleet: Fleet) -> list[int]:
     """Key after key asks its engines in turn; an engine hears those that ask it at the same time by their hashes."""
     engines = range(len(fleet.key))

@@ -117,12 +117,12 @@ def _returned(count: NDArray[np.int64], home: NDArray[np.int64], fleet: Fleet, t
     """`[K]` the homes, less those left for engines that cost less: those that cost most first, as far as slots are idle."""
     if not tier.any():
         return home
-    home, here = home.copy(), home != NOWHERE
+    home, here, was = home.copy(), home != NOWHERE, tier[home]
     load = fleet.load + np.bincount(home[here], count[here], len(fleet.key)).astype(np.int64)
     idle = np.maximum(fleet.slots - load, 0)
     taken = int(count[~here].sum())
     for costly in range(int(tier.max()), 0, -1):
-        mine = np.flatnonzero(here & (tier[home] == costly))
+        mine = np.flatnonzero(here & (was == costly))
         leaves = mine[taken + np.cumsum(count[mine]) <= idle[tier < costly].sum()]
         taken += int(count[leaves].sum())
         home[leaves] = NOWHERE
