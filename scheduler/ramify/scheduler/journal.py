@@ -29,6 +29,7 @@ Growing = Callable[[NDArray[np.uint64]], tuple[NDArray[np.bool_], NDArray[np.int
 """See `Shard.growing`."""
 
 NO_TREES = np.empty(0, np.uint64)
+COMMAND_COLUMNS = ("hint", "tree_id", "node_id", "code", "attempt", "depth")  # of each step of a `Generate`
 ROW_COLUMNS = [field.name for field in fields(NodeRows) if field.name not in ("tokens", "text")]
 
 
@@ -287,18 +288,32 @@ def _less(command: Generate | Withdraw, known: NDArray[np.bool_]) -> Generate | 
 
 def without(command: Generate, known: NDArray[np.bool_]) -> Generate:
     """The command less the steps that `known` `[R]` marks, and less the chains that no step continues any more."""
-    groups, group = np.unique(command.group[~known], return_inverse=True)
-    lengths = np.diff(command.offsets)[groups].astype(np.int32)
+    rows = (~known).nonzero()[0]
+    group = command.group[rows]
+    first = np.ones(len(group), np.bool_)
+    np.not_equal(group[1:], group[:-1], out=first[1:])
+    groups = group[first]
+    starts = command.offsets[groups]
+    lengths = (command.offsets[groups + 1] - starts).astype(np.int32)
     return replace(
         command,
-        tokens=command.tokens[ranges(command.offsets[groups], lengths)],
+        tokens=command.tokens[ranges(starts, lengths)],
         offsets=np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64))),
         parent_id=command.parent_id[groups],
-        group=group.astype(np.int32),
-        hint=command.hint[~known],
-        tree_id=command.tree_id[~known],
-        node_id=command.node_id[~known],
-        code=command.code[~known],
-        attempt=command.attempt[~known],
-        depth=command.depth[~known],
+        group=np.cumsum(first, dtype=np.int32) - np.int32(1),
+        **{name: getattr(command, name)[rows] for name in COMMAND_COLUMNS},
+    )
+
+
+def cut(command: Generate, start: int, end: int) -> Generate:
+    """The steps [start, end) of a command, one at least, as views."""
+    first, last = int(command.group[start]), int(command.group[end - 1]) + 1
+    offsets = command.offsets[first : last + 1]
+    return replace(
+        command,
+        tokens=command.tokens[offsets[0] : offsets[-1]],
+        offsets=offsets - offsets[0],
+        parent_id=command.parent_id[first:last],
+        group=command.group[start:end] - np.int32(first),
+        **{name: getattr(command, name)[start:end] for name in COMMAND_COLUMNS},
     )

@@ -23,8 +23,9 @@ class Landing:
 
     def land(self, rows: Rows, status: Status) -> None:
         """The nodes are in flight no more, and their trees' policies are to be asked."""
-        self.forest.land(rows, status)
-        self.touched.append(self.forest.tree[rows])
+        if len(rows):
+            self.forest.land(rows, status)
+            self.touched.append(self.forest.tree[rows])
 
     def drop_unwanted(self, rows: Rows, spared: Rows | None = None) -> Rows:
         """Land the nodes among `rows` `[R]` whose chain was given up meanwhile, unless they are `spared`; returns the others."""

@@ -50,6 +50,7 @@ from ramify.scheduler.snapshots import Snapshots, resume
 
 COMPACT_MIN = 4096  # rows below which freeing is not worth its cost
 DEAD_SHARE = 4  # it is where one row in so many is dead
+FINISHES = np.array([*Finish], np.uint8)
 GROWTH = 1.25  # else it is looked at again when there are so many times more
 
 
@@ -187,7 +188,7 @@ class Shard:
         same_length(event.hint, event.logprob, event.finish, event.score, event.hint if event.turn is None else event.turn)
         holds(event.tokens, event.token_count)
         holds(event.text, event.text_count)
-        if not np.isin(event.finish, [*Finish]).all():
+        if not np.isin(event.finish, FINISHES).all():
             raise IllegalEvent("StepsSampled.finish holds a number that is no Finish")
         forest = self.forest
         rows, new = self._waiting(event.hint, event.tree_id, event.node_id, Status.SAMPLING)

@@ -69,9 +69,12 @@ class Homes:
     def _units(self, command: Generate) -> tuple[U64, NDArray[np.bool_]]:
         """`[R]` names of what is placed as one, and whether that is a part of a tree."""
         tree_id, group = _trees(command), command.group
-        trees, count = np.unique(tree_id, return_counts=True)
-        self._divided |= dict.fromkeys(trees[count > self._widest].tolist())
-        _forget_oldest(self._divided)
+        if len(tree_id) > self._widest:
+            trees, count = np.unique(tree_id, return_counts=True)
+            self._divided |= dict.fromkeys(trees[count > self._widest].tolist())
+            _forget_oldest(self._divided)
+        if not self._divided:
+            return tree_id, np.zeros(len(tree_id), np.bool_)
         divided = np.isin(tree_id, np.fromiter(self._divided, np.uint64, len(self._divided)))
         if not divided.any():
             return tree_id, divided

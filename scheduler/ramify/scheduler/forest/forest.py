@@ -113,6 +113,8 @@ class Forest(Nodes):
 
     def children(self, rows: Rows) -> tuple[Rows, NDArray[np.int64]]:
         """The children of `rows` `[R]` that are still here, oldest first: `[C]`, and each one's parent as index in `rows`."""
+        if not len(rows):
+            return rows, np.empty(0, np.int64)
         found, owners = list[Rows](), list[NDArray[np.int64]]()
         at, owner = self.last_child[rows], np.arange(len(rows))
         while len(at := at[(there := at != NO_ROW)]):

@@ -17,17 +17,25 @@ def segment_starts(segment: Rows) -> NDArray[np.int64]:
     """`[S]` position of the first entry of each of the S segments."""
     first = np.ones(len(segment), np.bool_)
     np.not_equal(segment[1:], segment[:-1], out=first[1:])
-    return np.flatnonzero(first)
+    return first.nonzero()[0]
 
 
 def segment_lengths(segment: Rows) -> NDArray[np.int64]:
     """`[S]` number of entries of each of the S segments."""
-    return np.diff(np.concatenate((segment_starts(segment), [len(segment)])))
+    return _lengths(segment_starts(segment), len(segment))
+
+
+def _lengths(starts: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    lengths = np.empty(len(starts), np.int64)
+    np.subtract(starts[1:], starts[:-1], out=lengths[:-1])
+    lengths[-1:] = size - starts[-1:]
+    return lengths
 
 
 def position_in_segment(segment: Rows) -> Rows:
     """`[F]` place of each entry within its segment, from 0."""
-    return (np.arange(len(segment)) - np.repeat(segment_starts(segment), segment_lengths(segment))).astype(np.int32)
+    starts = segment_starts(segment)
+    return (np.arange(len(segment)) - starts.repeat(_lengths(starts, len(segment)))).astype(np.int32)
 
 
 def order_in_segment(segment: Rows, key: NDArray[np.float32], tie: NDArray[np.uint64]) -> NDArray[np.int64]:
