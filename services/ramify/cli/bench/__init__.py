@@ -7,6 +7,7 @@ from ramify.cli.bench.durable import durable
 from ramify.cli.bench.latency import latency
 from ramify.cli.bench.quality import quality
 from ramify.cli.bench.recovery import recovery
+from ramify.cli.bench.shell import shell
 from ramify.cli.bench.utilization import utilization
 from ramify.cli.bench.verifier import verifier
 
@@ -18,3 +19,4 @@ app.command()(verifier)
 app.command()(durable)
 app.command()(recovery)
 app.command()(utilization)
+app.command()(shell)
