@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def test_a_part_is_not_charged_for_what_another_does_in_its_name() -> None:
 
     def outer() -> None:
         work()
-        meter.call("inner", work, 3)
+        meter.call("inner", partial(work, 3))
         work()
 
     meter.call("outer", outer)
