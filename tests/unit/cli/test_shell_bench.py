@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ def test_a_part_is_not_charged_for_what_another_does_in_its_name() -> None:
 
     def outer() -> None:
         work()
-        meter.call("inner", partial(work, 3))
+        meter.call("inner", lambda: work(3))
         work()
 
     meter.call("outer", outer)
@@ -39,8 +38,8 @@ def test_a_part_is_not_charged_for_what_another_does_in_its_name() -> None:
 
 def test_who_fails_is_done() -> None:
     meter = Meter("rest")
-    with pytest.raises(KeyError):
-        meter.call("part", {}.__getitem__, 1)
+    with pytest.raises(ZeroDivisionError):
+        meter.call("part", lambda: 1 / 0)
     before = meter.spent_ns
     work()
     assert (meter.spent_ns - before)["rest"] >= WORK_NS
@@ -82,7 +81,7 @@ async def test_tasks_are_charged_by_their_names_whatever_becomes_of_them() -> No
 
 def test_the_figures_add_up(tmp_path: Path) -> None:
     began_ns = time.process_time_ns()
-    first, last, switch_ns = asyncio.run(measure(tmp_path, chains=1024, batch=64, seconds=1.0))
+    first, last, switch_ns = asyncio.run(measure(tmp_path, chains=1024, batch=16, seconds=1.0))
     passed_ns = time.process_time_ns() - began_ns
     figures = figures_of(first, last)
     by_part, steps = figures["by_part"], figures["steps"]
@@ -93,7 +92,7 @@ def test_the_figures_add_up(tmp_path: Path) -> None:
     told_us = figures["shell_us_per_step"] + figures["core_us_per_step"] + figures["stand_ins_us_per_step"]
     assert told_us * steps * 1000 == pytest.approx(last.process_ns - first.process_ns, rel=0.02)
     assert last.process_ns - first.process_ns < passed_ns
-    assert 48 < figures["steps_per_call"] <= 64, "calls are full"
-    assert 32 < figures["steps_per_turn"] <= 72, "and a turn has one of them"
+    assert 12 < figures["steps_per_call"] <= 16, "calls are full"
+    assert 8 < figures["steps_per_turn"] <= 18, "and a turn has one of them"
     assert steps > 1000
     assert 0 < switch_ns < CLOCK_NS

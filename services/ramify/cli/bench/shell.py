@@ -51,6 +51,7 @@ from ramify.verifier.columns import ChainColumns
 ENGINES = 4  # enough for placement to have a choice
 MAX_STEPS = 16  # of a chain
 CREDITS = 2  # that a dispatcher gives for each slot of an engine
+CHAINS_PER_STEP = 16 * ENGINES  # of a call, so that enough wait for every engine while others are scored
 CHUNK = 4096  # problems
 STEPS_PER_S_MAX = 200_000  # more than any machine has shown: problems must not run out
 WARM_S_MAX = 300.0
@@ -272,6 +273,10 @@ def shell(
     seconds: Annotated[float, typer.Option(min=1, help="How long to count, after the warm-up.")] = 10.0,
 ) -> None:
     """CPU time that the shell takes for each durable step, and where it goes: dispatch, scoring, writing, asyncio."""
+    if chains < CHAINS_PER_STEP * batch:
+        raise typer.BadParameter(
+            f"{chains:,} chains would not fill calls of {batch:,} steps: give {CHAINS_PER_STEP * batch:,}, or more"
+        )
     from ramify.scheduler.actors.shard_actor import SWITCH_S  # it imports Ray
 
     keep_freed_memory()  # both as a shard's actor does
