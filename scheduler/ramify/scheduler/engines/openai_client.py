@@ -195,6 +195,7 @@ class CompletionsClient:
     def __init__(self, endpoint: Endpoint, limits: Limits) -> None:
         self._endpoint, self._limits = endpoint, limits
         self.circuit = Circuit(limits.failures_max, limits.open_s)
+        self._why = ""  # the circuit was opened
         self._held_until_s = 0.0  # no request is sent earlier: the server asked for it
         self._http = httpx.AsyncClient(
             headers=endpoint.headers,
@@ -225,8 +226,7 @@ class CompletionsClient:
             message = self._endpoint.hide(f"{self._endpoint.url} fails: {failure}")
             if self.circuit.successes > successes and not failure.overloaded:
                 raise RowFailed(message) from failure
-            self.circuit.open()
-            raise EngineAway(message) from failure
+            raise self._away(message) from failure
         raise AssertionError("a retry ends with an answer or an error")
 
     async def probe(self) -> None:
@@ -236,18 +236,16 @@ class CompletionsClient:
             EngineAway: it does not, or the circuit is open.
         """
         if self.circuit.state is State.OPEN:
-            raise EngineAway(f"{self._endpoint.url} failed; it is left alone for {self.circuit.retry_after_s:.1f} s more")
+            raise EngineAway(f"{self._why}; it is left alone for {self.circuit.retry_after_s:.1f} s more")
         if (held_s := self._held_until_s - time.monotonic()) > 0:
             raise EngineAway(f"{self._endpoint.url} asks us to wait for {held_s:.1f} s more")
         try:
             async with asyncio.timeout(CONNECT_S):
                 response = await self._http.get(f"{self._endpoint.url}/models")
         except (httpx.HTTPError, TimeoutError) as error:
-            self.circuit.open()
-            raise EngineAway(f"{self._endpoint.url} can't be reached: {_told(error)}") from error
+            raise self._away(f"{self._endpoint.url} can't be reached: {_told(error)}") from error
         if response.status_code in (401, 403, TOO_MANY) or response.status_code >= 500:
-            self.circuit.open()
-            raise EngineAway(self._endpoint.refuses_us(response.status_code, self._endpoint.hide(_message(response))))
+            raise self._away(self._endpoint.refuses_us(response.status_code, self._endpoint.hide(_message(response))))
 
     async def close(self) -> None:
         """Close all connections."""
@@ -278,8 +276,8 @@ class CompletionsClient:
             raise Refused(message, too_long=response.status_code == 413 or bool(_TOO_LONG.search(message)))
         if response.status_code == TOO_MANY or response.status_code == 408 or response.status_code >= 500:
             raise self._rejected(response, message)
-        self.circuit.open()  # a key that is not good, a path or model that is not there: the next request fares no better
-        raise EngineAway(self._endpoint.refuses_us(response.status_code, message))
+        # A key that is not good, a path or model that is not there: the next request fares no better.
+        raise self._away(self._endpoint.refuses_us(response.status_code, message))
 
     def _rejected(self, response: httpx.Response, message: str) -> Exception:
         retry_after_s = _retry_after_s(response)
@@ -295,7 +293,13 @@ class CompletionsClient:
         self.circuit.failed()
         if self.circuit.state is State.CLOSED:
             return _Failed(message, retry_after_s)
-        return EngineAway(self._endpoint.hide(f"{self._endpoint.url} fails: {message}"))
+        return self._away(self._endpoint.hide(f"{self._endpoint.url} fails: {message}"))
+
+    def _away(self, message: str) -> EngineAway:
+        """Leave the server alone for a while; the error that says why."""
+        self.circuit.open()
+        self._why = message
+        return EngineAway(message)
 
 
 def _wait_s(state: tenacity.RetryCallState) -> float:
