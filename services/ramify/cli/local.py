@@ -17,7 +17,7 @@ from ramify.cli.tree import render_tree
 from ramify.cli.watch import follow, summary
 from ramify.client import Client
 from ramify.client.spec import SpecFields
-from ramify.local.errors import AlreadyRunning, LocalError
+from ramify.local.errors import AlreadyRunning, LocalError, Misconfigured
 from ramify.local.models import tiny24
 from ramify.local.system import LISTEN, LocalConfig, LocalSystem
 from ramify.v1 import job_pb2
@@ -159,7 +159,7 @@ def running(config: LocalConfig, console: Console, stopped: int = 130) -> Iterat
             signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own in the place
             yield system
             _ignore_signals()
-    except AlreadyRunning as error:
+    except (AlreadyRunning, Misconfigured) as error:
         raise UsageError(str(error)) from error
     except LocalError as error:
         raise CliError(str(error)) from error

@@ -8,7 +8,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from ramify.local.child import Child
-from ramify.local.errors import AlreadyRunning, LocalError, StartFailed
+from ramify.local.errors import AlreadyRunning, LocalError, Misconfigured, StartFailed
 from ramify.local.models import tiny24
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class LocalConfig:
     engines: tuple[str, ...] = ()  # see `engines.registry.load_engine`; empty: tiny24, or what `fleet` says
     fleet: Path | None = None  # a file, see `actors.fleet`; it is read again whenever it changes
     ray: str = ""  # address of a Ray cluster that runs already; empty: one of our own
-    verifier_models: tuple[str, ...] = ()  # NAME=FOLDER; empty: tiny24-prm
+    verifier_models: tuple[str, ...] = ()  # NAME=FOLDER; empty: tiny24-prm, or a simulated one where all engines are
     shards: int = 1
     dashboard: bool = True
     lease_s: float = 15.0  # a shard that was not heard of for so long loses its slots to others
@@ -91,9 +91,12 @@ class LocalSystem:
 
     def _start(self) -> None:
         config, home = self.config, self.config.home
-        fleet = self._read_fleet(config.fleet) if config.fleet else None  # what can't be read is told before anything starts
+        fleet = self._read_fleet(config.fleet) if config.fleet else None  # what is wrong is told before anything starts
+        specs = [engine.spec for engine in fleet.engines] if fleet else self._engines
+        if not config.ray:  # else what they name is on other machines
+            check_engines(specs)
         store_url = config.store_url or f"sqlite+aiosqlite:///{home.absolute() / 'state.db'}"
-        models = config.verifier_models or (f"tiny24-prm={tiny24() / 'prm'}",)
+        models = config.verifier_models or (default_verifier(specs),)
         flags = [flag for model in models for flag in ("--model", model)]
         verifier = Child("ramify.verifier", [*flags, "--rule", "countdown"], "127.0.0.1:0", home)
         gateway = Child("ramify.gateway", ["--store", store_url], config.listen, home)
@@ -161,7 +164,12 @@ class LocalSystem:
             self._fleet_read = file.read_bytes() if file.exists() else b""
             return read_fleet(file)
         except FleetError as error:
-            raise LocalError(str(error)) from error
+            raise Misconfigured(str(error)) from error
+
+    @property
+    def _engines(self) -> Sequence[str]:
+        """What the engines are, if no file says so."""
+        return self.config.engines or (f"onnx:{tiny24() / 'generator'}",)
 
     def _fleet(self) -> Any:
         """The engines that there are to be, if no file says so."""
@@ -170,7 +178,7 @@ class LocalSystem:
         from ramify.scheduler.actors.config import EngineConfig, FleetConfig
         from ramify.scheduler.engines.registry import gpus_of
 
-        engines = self.config.engines or (f"onnx:{tiny24() / 'generator'}",)
+        engines = self._engines
         there = ray.cluster_resources().get("GPU", 0)
         gpus = [gpus_of(spec) if there else 0 for spec in engines]
         if sum(gpus) > there:  # Ray would wait for more of them for ever
@@ -251,6 +259,25 @@ class LocalSystem:
             end_all([process for process in started if process.pid not in {child.pid for child in self._children}])
             shutil.rmtree(self._ray_folder, ignore_errors=True)
         self._supervisor = self._ray_folder = None
+
+
+def check_engines(specs: Sequence[str]) -> None:
+    """Refuse engines that are wrong by what is said of them. Raises `Misconfigured`."""
+    from ramify.scheduler.engines.registry import check_engine
+    from ramify.scheduler.errors import EngineError
+
+    try:
+        for spec in dict.fromkeys(specs):
+            check_engine(spec)
+    except EngineError as error:
+        raise Misconfigured(str(error)) from error
+
+
+def default_verifier(specs: Sequence[str]) -> str:
+    """The reward model, as NAME=FOLDER, that goes with some engines."""
+    from ramify.scheduler.engines.registry import is_simulated
+
+    return "simulated-prm=simulated" if all(map(is_simulated, specs)) else f"tiny24-prm={tiny24() / 'prm'}"
 
 
 def ours() -> list[str]:

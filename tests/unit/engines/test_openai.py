@@ -225,7 +225,7 @@ async def test_it_is_loaded_by_name(server: CompletionsServer) -> None:
         ("openai:", "no engine is meant"),
         ("openai:host:8000", "is no URL of an OpenAI server"),
         ("openai:http://me:password@host/v1", "environment variable"),
-        ("openai:http://host/v1?slot=3", "has no slot"),
+        ("openai:http://host/v1?slot=3", "has no option slot .did you mean slots"),
         ("openai:http://host/v1?slots=0", "too low"),
         ("openai:http://host/v1?timeout_s=0", "not positive"),
         ("openai:http://host/v1?prompt=tokens", "needs the model's tokenizer"),

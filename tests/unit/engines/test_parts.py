@@ -8,7 +8,7 @@ import pytest
 
 from ramify.scheduler.engines.base import Finish
 from ramify.scheduler.engines.columns import ResultsBuilder, concatenate, take_rows
-from ramify.scheduler.engines.registry import load_engine
+from ramify.scheduler.engines.registry import check_engine, load_engine
 from ramify.scheduler.engines.sampling import sample, uniform
 from ramify.scheduler.engines.simulated import SimulatedEngine
 from ramify.scheduler.errors import EngineError
@@ -153,6 +153,21 @@ def test_engines_are_made_by_name() -> None:
 def test_models_are_loaded_by_folder() -> None:
     for spec in (f"onnx:{MODEL}?slots=7", {"engine": "onnx", "folder": MODEL, "slots": "7"}):
         assert load_engine(spec).info.slots == 7
+
+
+def test_what_is_wrong_with_a_spec_is_told_before_a_model_is_loaded() -> None:
+    for spec, message in (
+        ("abacus", "no engine is meant by 'abacus': it is onnx:FOLDER, vllm:MODEL, openai:URL or simulated"),
+        ("onnx:nowhere?slot=3", "onnx has no option slot (did you mean slots?)"),
+        ("simulated?slots=many", "simulated: slots is 'many': input should be a valid integer, unable to parse"),
+        ("simulated?slots=1.5&time_scale=x", "time_scale is 'x': input should be a valid number"),
+    ):
+        with pytest.raises(EngineError) as refused:
+            check_engine(spec)
+        assert message in str(refused.value)
+        assert "\n" not in str(refused.value)
+    for spec in ("onnx:nowhere?slots=3", "openai:http://127.0.0.1:9", "vllm:anything?at=all", "simulated"):
+        check_engine(spec)
 
 
 @pytest.mark.parametrize(

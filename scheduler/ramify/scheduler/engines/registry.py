@@ -1,7 +1,8 @@
 """Engines by name, for configuration files and command lines."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ramify.scheduler.engines.base import Engine
 from ramify.scheduler.errors import EngineError
+from ramify.scheduler.policies.knobs import nearest
 
 P = TypeVar("P")
 
@@ -28,6 +30,25 @@ def load_engine(spec: str | Mapping[str, Any]) -> Engine:
     Raises:
         EngineError: the engine, an option or its value is unknown, or a model can't be loaded.
     """
+    return _maker(spec)()
+
+
+def check_engine(spec: str) -> None:
+    """Refuse a spec that is wrong by itself, see `load_engine`; no model is looked at, and of vLLM no option.
+
+    Raises:
+        EngineError: the engine, an option or its value is unknown.
+    """
+    _maker(spec)
+
+
+def is_simulated(spec: str) -> bool:
+    """Whether an engine has no model."""
+    return bool(_parse(spec)["engine"] == "simulated")
+
+
+def _maker(spec: str | Mapping[str, Any]) -> Callable[[], Engine]:
+    """What makes an engine."""
     options = _parse(spec) if isinstance(spec, str) else dict(spec)
     engine, folder = options.pop("engine", None), options.pop("folder", None)
     if engine == "simulated" and folder != "":
@@ -36,19 +57,19 @@ def load_engine(spec: str | Mapping[str, Any]) -> Engine:
 
         file = options.pop("file", folder)
         preset = {} if file is None else read_options(Path(file))
-        return SimulatedEngine(_params(SimulatedParams, preset | options))
+        return partial(SimulatedEngine, _params(engine, SimulatedParams, preset | options))
     if engine == "onnx" and folder:
         # A process that only simulates need not load ONNX Runtime.
         from ramify.scheduler.engines.onnx import OnnxEngine, OnnxParams
 
-        return OnnxEngine(Path(folder), _params(OnnxParams, options))
+        return partial(OnnxEngine, Path(folder), _params(engine, OnnxParams, options))
     if engine == "vllm" and folder:
-        return _load_vllm(str(folder), options)
+        return partial(_load_vllm, str(folder), options)
     if engine == "openai" and (url := options.pop("url", folder)):
         from ramify.scheduler.engines.openai import OpenAIEngine
         from ramify.scheduler.engines.openai_params import OpenAIParams
 
-        return OpenAIEngine(str(url), _params(OpenAIParams, options))
+        return partial(OpenAIEngine, str(url), _params(engine, OpenAIParams, options))
     raise EngineError(f"no engine is meant by {spec!r}: it is onnx:FOLDER, vllm:MODEL, openai:URL or simulated")
 
 
@@ -67,7 +88,7 @@ def _load_vllm(model: str, options: dict[str, Any]) -> Engine:
     except (ImportError, OSError, RuntimeError) as error:
         raise EngineError(f"vLLM can't be imported ({error}): install it with `pip install 'ramify[vllm]'`") from error
     own = {field.name for field in fields(VllmParams)}
-    params = _params(VllmParams, {name: value for name, value in options.items() if name in own})
+    params = _params("vllm", VllmParams, {name: value for name, value in options.items() if name in own})
     return load_vllm(model, params, {name: value for name, value in options.items() if name not in own})
 
 
@@ -77,12 +98,14 @@ def _parse(spec: str) -> dict[str, Any]:
     return {"engine": engine, **({"folder": folder} if colon else {}), **dict(parse_qsl(query, keep_blank_values=True))}
 
 
-def _params(kind: type[P], options: dict[str, Any]) -> P:
+def _params(engine: str, kind: type[P], options: dict[str, Any]) -> P:
     """Options as a dataclass of parameters; texts become numbers."""
-    unknown = sorted(set(options) - {field.name for field in fields(kind)})  # type: ignore[arg-type]
-    if unknown:
-        raise EngineError(f"{kind.__name__} has no {', '.join(unknown)}")
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for name in options:
+        if name not in known:
+            raise EngineError(f"{engine} has no option {name}{nearest(name, known)}")
     try:
         return TypeAdapter(kind).validate_python(options)
     except ValidationError as error:
-        raise EngineError(f"{kind.__name__}: {error}") from error
+        told = [f"{'.'.join(map(str, each['loc']))} is {each['input']!r}: {each['msg'].lower()}" for each in error.errors()]
+        raise EngineError(f"{engine}: {'; '.join(told)}") from error
