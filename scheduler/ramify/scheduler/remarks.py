@@ -27,6 +27,8 @@ def no_answer(forest: Forest, plan: JobPlan, tree: int) -> str:
 
 def note(forest: Forest, plan: JobPlan, row: int) -> str:
     """What is odd about the answer that ends in the node `row`; empty: nothing."""
+    if forest.finish[row] == Finish.CONTEXT:
+        return _full(forest, plan, np.array([row], np.int32))
     if not cut_alone(forest, plan, np.array([row], np.int32)):
         return ""
     return f"no step of the answer ended with {plan.params.delimiter!r}, they were cut at {_most(plan)}: {MEND}"
@@ -51,4 +53,5 @@ def _full(forest: Forest, plan: JobPlan, rows: Rows) -> str:
     if not forest.token_count[rows[forest.depth[rows] == 1]].all():
         return f"the prompt has {prompt:,} tokens, {size}: give the model a longer context, or a shorter problem"
     longest = int(np.diff(forest.chain_tokens(rows)[1]).max())
-    return f"chains were cut at up to {longest:,} tokens, {size}: lower max_steps or max_step_tokens, or say cut=answer"
+    cut, more = ("the answer was cut at", "") if plan.cut == "answer" else ("chains were cut at up to", ", or say cut=answer")
+    return f"{cut} {longest:,} tokens, {size}: lower max_steps or max_step_tokens{more}"

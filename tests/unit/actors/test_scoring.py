@@ -163,7 +163,7 @@ async def test_a_fault_is_of_the_ask_that_has_the_chain(desk: Desk) -> None:
     await desk.answer([0.5, 0.5, np.nan, np.nan], fault)
     first, second = desk.scored()
     assert first == ([0], [0.5], "")
-    assert second[2] == "too long"
+    assert second[2] == "not scored by verifier: too long"
     assert np.isnan(second[1]).tolist() == [False, True, True]
 
 

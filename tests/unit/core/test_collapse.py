@@ -175,6 +175,22 @@ def test_chains_that_filled_the_context_are_told() -> None:
     )
 
 
+def test_an_answer_that_filled_the_context_is_told() -> None:
+    job = replace(plan(policy="best_of_n", n=4, cut="answer"), context_tokens_max=7)
+    for tokens, says in (
+        (2, "the answer was cut at {} tokens, the model's context is 7: lower max_steps"),
+        (0, "the prompt has {}"),
+    ):
+        shard, command = begin(job)
+        texts = TEXTS if tokens else [""] * 4
+        score = only(shard.handle([sampled(command, texts, Finish.CONTEXT, tokens=tokens)]), Score)
+        shard.handle([scored(score.chains, (0.9, 0.5, 0.25, 0.125))])
+        message, note = told(shard)
+        assert not message
+        assert note.startswith(says.format(len(command.tokens) + tokens))
+        assert "cut=answer" not in note, "it says so"
+
+
 def cut(finish: Finish, job: JobPlan) -> Shard:
     """A shard whose only tree has ended in four chains of a step that was cut and one that ended so."""
     shard, command = begin(job)

@@ -238,7 +238,7 @@ class Scoring:
         for ask in batch:
             mine, named = scores.part(chains, at, at + len(ask)), ask.chains
             at += len(ask)
-            message = mine.faults[0].message if mine.faults else ""
+            message = f"not scored by {ask.model.partition('@')[0]}: {mine.faults[0].message}" if mine.faults else ""
             self._post(StepsScored(named.hint, named.tree_id, named.node_id, mine.scores, named.length, message))
 
 
