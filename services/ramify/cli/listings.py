@@ -14,6 +14,7 @@ from ramify.cli.output import counted, make_console, print_json
 from ramify.cli.records import as_record
 from ramify.cli.tables import job_tables, result_tables
 from ramify.cli.tree import render_tree
+from ramify.cli.trouble import wait_lines
 from ramify.cli.watch import summary
 from ramify.client import Client
 from ramify.client.spec import word
@@ -60,6 +61,8 @@ def show_results(client: Client, job_id: str, *, output: Path | None, as_json: b
         done, total = job.progress.problems_done, job.progress.problems_total
         state = word(job_pb2.JobState.DESCRIPTOR, job.state)
         _note(f"job {job_id} is {state}: {done:,} of {total:,} problems have a result")
+        for line in wait_lines(job.waits, datetime.now(UTC)):
+            _note(f"waits: {line}")
 
 
 def show_tree(client: Client, job_id: str, problem: str, *, show_all: bool, as_json: bool) -> None:

@@ -96,11 +96,18 @@ def watch_job(client: Client, job_id: str, *, as_json: bool) -> None:
             follow_as_json(client, job_id)
         else:
             console = make_console()
-            console.print(summary(follow(client, job_id, console)))
+            job = follow(client, job_id, console)
+            console.print(summary(job))
+            if job.progress.problems_failed:
+                print(f"`ramify results {job_id}{_elsewhere(client)}` says why problems failed", file=sys.stderr)
     except KeyboardInterrupt:
-        elsewhere = "" if client.address == load_settings().address else f" --address {client.address}"
-        print(f"\njob {job_id} goes on; see it again with `ramify watch {job_id}{elsewhere}`", file=sys.stderr)
+        print(f"\njob {job_id} goes on; see it again with `ramify watch {job_id}{_elsewhere(client)}`", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _elsewhere(client: Client) -> str:
+    """What a command needs to reach the same gateway."""
+    return "" if client.address == load_settings().address else f" --address {client.address}"
 
 
 def _send(client: Client, problems: ProblemFile, count: int, spec: job_pb2.JobSpec, request_id: str) -> job_pb2.Job:

@@ -254,6 +254,24 @@ def test_a_result_says_what_is_odd_about_it_and_who_wrote_it(ramify: Ramify, gat
     assert pq.read_table(tmp_path / "r.parquet").to_pylist()[1]["generators"] == ["a", "b", "a"]
 
 
+def test_results_say_what_is_waited_for(ramify: Ramify, gateway: FakeGateway) -> None:
+    fake = add_job(gateway, finished=False)
+    gateway.wait_for(fake, verifier_wait(340))
+    told, waits = ramify("results", "job-1").err.splitlines()
+    assert told == "job job-1 is running: 0 of 3 problems have a result"
+    assert waits.startswith("waits: 340 chains for verifier tiny24-prm: connection refused")
+
+
+def test_who_watches_is_told_where_failures_are_explained(ramify: Ramify, gateway: FakeGateway) -> None:
+    fake = add_job(gateway, finished=False)
+    gateway.finish(fake, [job_pb2.Result(problem_index=0, outcome=job_pb2.OUTCOME_FAILED, message="no room")])
+    watched = ramify("watch", "job-1")
+    assert "1 failed" in watched.out
+    assert watched.err == "`ramify results job-1` says why problems failed\n"
+    add_job(gateway)
+    assert not ramify("watch", "job-2").err
+
+
 def test_a_result_says_that_its_problem_was_restarted(ramify: Ramify, gateway: FakeGateway) -> None:
     fake = add_job(gateway)
     fake.results[1].restarted = "segment 7 was damaged"
