@@ -5,6 +5,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Generator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -89,6 +91,27 @@ class _Charged(Coroutine[Any, Any, R]):
 
     def __await__(self) -> Generator[Any, Any, R]:
         return self._work.__await__()
+
+
+class MeteredWorkers(ThreadPoolExecutor):
+    """Threads for `asyncio.to_thread`, with the CPU time of each function."""
+
+    def __init__(self, name: str) -> None:
+        """`name`: how their names begin."""
+        super().__init__(thread_name_prefix=name)
+        self.spent_ns = Counter[str]()
+
+    def submit(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """See `Executor`."""
+        return super().submit(self._run, function, *args, **kwargs)
+
+    def _run(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        asked: Any = function.args[0] if isinstance(function, partial) else function  # to_thread makes it run in a context
+        began_ns = time.thread_time_ns()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            self.spent_ns[asked.__qualname__] += time.thread_time_ns() - began_ns
 
 
 def threads_ns() -> dict[tuple[str, int], int]:
