@@ -119,11 +119,13 @@ def _node(region: str) -> dict[str, Any]:
 
 def lines(up: "subprocess.Popen[bytes]") -> Iterator[str]:
     """What is typed, as long as Ramify runs."""
+    typed = b""
     while up.poll() is None:
         if select.select([sys.stdin], [], [], LOOK_S)[0]:
-            if not (line := sys.stdin.readline()):
+            if not (more := os.read(sys.stdin.fileno(), 4096)):
                 return
-            yield line
+            *whole, typed = (typed + more).split(b"\n")
+            yield from (line.decode(errors="replace") for line in whole)
 
 
 def serve(regions: Regions, commands: Iterator[str]) -> None:
@@ -150,7 +152,8 @@ def main() -> int:
     options, others = parser.parse_known_args()
     options.home.mkdir(parents=True, exist_ok=True)
     fleet = options.home / "fleet.toml"
-    fleet.write_text(options.fleet.read_text().replace("TINY24", str(GENERATOR)))
+    if not fleet.exists():  # it may have been edited
+        fleet.write_text(options.fleet.read_text().replace("TINY24", str(GENERATOR)))
     folder = tempfile.mkdtemp(prefix="ramify-")  # a short path: Ray's sockets lie in it
     screen = os.dup(sys.stderr.fileno())
     with (options.home / "ray.log").open("ab") as log:  # Ray has much to say of a node that dies

@@ -15,7 +15,7 @@ import pytest
 from ramify.client import Client
 from ramify.v1 import job_pb2
 from tests.faults.runs import KNOBS, outcome, problems
-from tests.faults.system import ENGINE, MODEL, STOP_S, gone, until
+from tests.faults.system import ENGINE, MODEL, SLOTS_AN_ENGINE, STOP_S, gone, until
 
 RUN = Path(__file__).parents[2] / "infra" / "local-regions" / "run.py"
 START_S = 120.0
@@ -24,7 +24,6 @@ MANY, FEW = 96, 12
 CHEAP = "us-east"
 
 FLEET = """
-home = "eu-west"
 [regions.eu-west]
 price_per_hour = 3.9
 [regions.eu-north]
@@ -34,8 +33,9 @@ price_per_hour = 2.2
 """
 
 
-def entry(region: str, more: str = "") -> str:
-    return f'[[engines]]\nspec = "{ENGINE}"\nregion = "{region}"\n{more}\n'
+def entry(region: str, more: str = "", slots: int = SLOTS_AN_ENGINE) -> str:
+    spec = ENGINE.replace(f"slots={SLOTS_AN_ENGINE}", f"slots={slots}")
+    return f'[[engines]]\nspec = "{spec}"\nregion = "{region}"\n{more}\n'
 
 
 class Local:
@@ -167,11 +167,12 @@ def test_a_region_is_cut_off_in_the_middle_of_a_job_and_comes_back(local: Local)
 def test_engines_join_and_leave_while_a_job_runs(local: Local) -> None:
     with Client(local.address) as client:
         job = client.submit(problems(MANY), **KNOBS)
-        until(lambda: local.steps(f"{CHEAP}:0") >= 0)
-        regions = local.fleet.read_text()
-        local.fleet.write_text(FLEET + entry("eu-north", "count = 2") + entry(CHEAP))
+        until(lambda: local.steps(f"{CHEAP}:0") > SLOTS_AN_ENGINE)
+        regions, before = local.fleet.read_text(), local.steps(f"{CHEAP}:0")
+        local.fleet.write_text(FLEET + entry("eu-north", "count = 2") + entry(CHEAP, slots=32))
         until(lambda: local.steps("eu-north:1") > 0)
         until(lambda: local.steps("eu-west:0") < 0)
+        until(lambda: 0 < local.steps(f"{CHEAP}:0") < before)  # it has changed, and is another process
         assert client.job(job.job_id).state == job_pb2.JOB_STATE_RUNNING
         local.kill_supervisor()
         assert local.steps("eu-west:0") < 0, "the next supervisor goes on with the fleet as it is, not as it was"

@@ -8,6 +8,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 WATCH_S = 0.5
 DRAIN_S = 8.0  # for the shards, who cut themselves short before
 RAY_END_S = 1.0
+APPLY_S = 5.0  # between two times that a supervisor is told of the fleet
 CONNECT_S = 5.0  # to a Ray cluster that runs already
 START_S = 120.0
 LOAD_S = 1800.0  # where a GPU has to be filled first
@@ -64,6 +66,9 @@ class LocalSystem:
         self._children: list[Child] = []
         self._supervisor: Any = None
         self._fleet_read = b""  # what the fleet's file held when it was read last
+        self._fleet_wanted: Any = None
+        self._applying: Any = None  # what the supervisor says of it
+        self._applied_s = 0.0  # when it was told last
         self._ray_folder: Path | None = None
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True, name="children")
@@ -108,7 +113,7 @@ class LocalSystem:
             child.wait_ready()
         self.address = gateway.address
         self._say(f"verifier on {verifier.address}, log {verifier.log}")
-        self._start_actors(store_url, verifier.address, fleet)
+        self._start_actors(store_url, verifier.address)
         self._watcher.start()
 
     def _start_ray(self) -> None:
@@ -185,7 +190,7 @@ class LocalSystem:
             raise StartFailed(f"the engines take {sum(gpus)} GPUs, and there are {there:.0f}: see tensor_parallel_size")
         return FleetConfig(tuple(EngineConfig(f"local:{index}", spec, gpus=gpus[index]) for index, spec in enumerate(engines)))
 
-    def _start_actors(self, store_url: str, verifier: str, fleet: Any) -> None:
+    def _start_actors(self, store_url: str, verifier: str) -> None:
         import ray
         from ray.exceptions import RayError
 
@@ -194,10 +199,12 @@ class LocalSystem:
         from ramify.scheduler.actors.supervisor import start_supervisor
         from ramify.scheduler.errors import SchedulerError
 
-        fleet = fleet or self._fleet()
+        fleet = self._fleet_wanted or self._fleet()
         retention_ms = None if self.config.retain_days is None else round(self.config.retain_days * DAY_MS)
         limits = ShellLimits(self.config.trees_max, round(1000 * self.config.lease_s), retention_ms=retention_ms)
-        system = SystemConfig(store_url, verifier, fleet, self.config.shards, limits)
+        # The verifier and the store are on this machine, and may be out of reach from any other.
+        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()} if self.config.ray else {}
+        system = SystemConfig(store_url, verifier, fleet, self.config.shards, limits, labels=here)
         self._supervisor = start_supervisor(replace(system, work=self.config.work) if self.config.work else system)
         try:
             loads = any(engine.spec.startswith("vllm:") for engine in fleet.engines)
@@ -207,19 +214,33 @@ class LocalSystem:
             raise StartFailed(f"the scheduler did not start: {str(cause).strip().splitlines()[-1]}") from error
 
     def _look_at_fleet(self) -> None:
-        """Have another fleet, if its file says so now; one that can't be read changes nothing."""
+        """Have the fleet that its file describes now, as often as that takes; one that can't be read changes nothing."""
         if self.config.fleet is None:
             return
         with contextlib.suppress(OSError):  # it is being replaced
-            if (found := self.config.fleet.read_bytes()) != self._fleet_read:
+            if self.config.fleet.read_bytes() != self._fleet_read:
                 try:
-                    fleet = self._read_fleet(self.config.fleet)
+                    self._fleet_wanted = self._read_fleet(self.config.fleet)
                 except LocalError as error:
-                    self._fleet_read = found
                     log.error("%s; the fleet stays as it was", error)
                     return
-                log.warning("the fleet has changed: %d engines", len(fleet.engines))
-                self._supervisor.apply.remote(fleet)
+                log.warning("the fleet has changed: %d engines", len(self._fleet_wanted.engines))
+                self._applied_s = 0.0
+        if time.monotonic() - self._applied_s > APPLY_S:
+            self._apply_fleet()
+
+    def _apply_fleet(self) -> None:
+        """Again and again, for a supervisor that has died may have forgotten it."""
+        import ray
+
+        if self._applying is not None:
+            if not ray.wait([self._applying], timeout=0)[0]:
+                return
+            try:
+                ray.get(self._applying)
+            except Exception as error:
+                log.error("the fleet could not be changed: %s", str(getattr(error, "cause", None) or error).splitlines()[0])
+        self._applying, self._applied_s = self._supervisor.apply.remote(self._fleet_wanted), time.monotonic()
 
     def _watch(self) -> None:
         """Bring children that die back to life."""

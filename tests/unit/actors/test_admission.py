@@ -213,7 +213,7 @@ async def test_a_problem_that_the_template_can_not_take_holds_its_job(desk: Desk
     assert await desk.admit(3) == [0, 1, 2]
     for desk.now_s in (0.0, 7.0):
         assert await desk.admit() == []
-        assert desk.admission.waits == {job_id: ("prompt", "the chat template of simulated fails: 3!", 5, 0.0)}
+        assert desk.admission.waits == {job_id: ("prompt", "problem 3: the chat template of simulated fails: 3!", 5, 0.0)}
 
 
 async def test_a_step_prompt_without_room_for_a_step_holds_its_job(desk: Desk) -> None:

@@ -1,14 +1,15 @@
 """Regions: where work goes by what they cost and what the job allows; engines that join and leave; trees that are divided."""
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from ramify.scheduler.actors.dispatch import PROBE_S
+from ramify.scheduler.actors.dispatch import EVEN_S, PROBE_S
 from ramify.scheduler.commands import Generate
-from ramify.scheduler.placement import Region, Routing, Terms
+from ramify.scheduler.engines.base import ModelInfo
+from ramify.scheduler.placement import Region, Routing, Terms, place
 from ramify.scheduler.plan import Generator
 from tests.unit.actors.test_dispatch import SLOTS, Desk, Engine, nodes, settled, steps
 from tests.unit.actors.test_dispatch_placement import answered
@@ -212,4 +213,95 @@ async def test_the_models_of_a_job_have_homes_of_their_own() -> None:
         theirs = replace(theirs, node_id=theirs.node_id + np.uint64(2))
     assert sorted(len(engine.sent) for engine in it.engines) == [0, 0, 6, 6]
     assert it.dispatcher.moved_tokens == 0
+    await it.dispatcher.close()
+
+
+async def test_a_backlog_that_an_idle_engine_may_not_take_is_left_where_it_is() -> None:
+    it, placed = desk("dear", "cheap"), 0
+
+    def choose(*given: Any) -> Any:
+        nonlocal placed
+        placed += 1
+        return place(*given)
+
+    it.dispatcher._homes._choose = choose
+    await it.send(*(routed(steps(problem, 4), regions=("dear",)) for problem in range(8)))
+    placed = 0
+    for _ in range(5):
+        it.now_s += EVEN_S
+        await it.send()
+    assert placed == 0
+    await it.send(steps(9, 1))
+    await it.dispatcher.close()
+
+
+async def test_a_model_on_small_engines_divides_no_trees_of_another() -> None:
+    it = Desk(engines=4)
+    for engine in it.engines[:2]:
+        engine.info = replace(engine.info, name="small", slots=1)
+    wide, small = steps(0, SLOTS), steps(1, 1)
+    small = replace(small, generator="small")
+    await it.send(wide, small)
+    while await answered(it, *it.engines):
+        pass
+    await it.send(replace(wide, node_id=wide.node_id + np.uint64(1)), replace(small, node_id=small.node_id + np.uint64(1)))
+    assert [len(engine.calls) for engine in it.engines if engine.info.name != "small"].count(2) == 1, "both times on one engine"
+    assert it.dispatcher.moved_tokens == 0
+    await it.dispatcher.close()
+
+
+@dataclass
+class Slow(Engine):
+    """It takes its time to say what it is."""
+
+    answers: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def describe(self) -> ModelInfo:
+        await self.answers.wait()
+        return self.info
+
+
+async def test_what_waits_is_sent_though_an_engine_that_leaves_answers_late() -> None:
+    it, slow = Desk(engines=1), Slow("slow")
+    (engine,) = it.engines
+    engine.gone = True
+    await it.send(steps(0, 2))
+    it.dispatcher.use([engine, slow], Terms())
+    await settled()
+    it.dispatcher.use([engine], Terms())
+    engine.gone = False
+    await it.pass_time()
+    slow.answers.set()
+    await settled()
+    await it.send()
+    assert engine.sent == nodes(steps(0, 2))
+    await it.dispatcher.close()
+
+
+async def test_a_tree_stays_on_the_only_engine_when_another_joins() -> None:
+    it, commands = Desk(engines=1), [steps(problem, 1) for problem in range(6)]
+    (old,) = it.engines
+    await it.send(*commands)
+    while await answered(it, old):
+        pass
+    new = Engine("new")
+    it.engines.append(new)
+    it.dispatcher.use([old, new], Terms())
+    await settled()
+    for command in commands:
+        await it.send(replace(command, node_id=command.node_id + np.uint64(1)))
+        await answered(it, old)
+    assert not new.calls
+    assert it.dispatcher.moved_tokens == 0
+    await it.dispatcher.close()
+
+
+async def test_a_cache_that_was_lost_is_counted_though_the_engine_is_back() -> None:
+    it, command = Desk(engines=1), steps(0, 1)
+    (engine,) = it.engines
+    await it.send(command)
+    engine.calls[0].fail()
+    await it.pass_time()
+    await it.send(replace(command, node_id=command.node_id + np.uint64(1)))
+    assert it.dispatcher.moved_tokens == len(command.tokens)
     await it.dispatcher.close()

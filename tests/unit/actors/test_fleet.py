@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ramify.scheduler.actors.config import EngineConfig, FleetConfig, SystemConfig, placed, selectors, shard_labels
-from ramify.scheduler.actors.engine_actor import unplaceable
+from ramify.scheduler.actors.engine_actor import RayEngine, crowded_out, unplaceable
 from ramify.scheduler.actors.fleet import read_fleet
 from ramify.scheduler.errors import FleetError
 from ramify.scheduler.placement import Region, Routing, Terms
@@ -15,7 +15,6 @@ LOCAL_REGIONS = Path(__file__).parents[3] / "infra" / "local-regions" / "fleet.t
 
 WHOLE = """
 region_label = "example.com/place"
-home = "west"
 
 [weights]
 price = 2.0
@@ -37,6 +36,7 @@ labels = { "ray.io/accelerator-type" = "H200" }
 [[engines]]
 spec = "simulated"
 region = "north"
+name = "small"
 
 [[engines]]
 spec = "simulated"
@@ -57,11 +57,11 @@ def test_a_fleet_is_read(tmp_path: Path) -> None:
     assert fleet.engines == (
         EngineConfig("north:0", "vllm:model?tensor_parallel_size=2", "north", labels, 2),
         EngineConfig("north:1", "vllm:model?tensor_parallel_size=2", "north", labels, 2),
-        EngineConfig("north:2", "simulated", "north"),
+        EngineConfig("small:0", "simulated", "north"),
         EngineConfig("spare:0", "simulated", gpus=0.5),
     )
     assert fleet.terms == Terms({"west": Region(3.5), "north": Region(2, 40, 25)}, 2.0, Terms().delay_weight, 0.01)
-    assert (fleet.region_label, fleet.home) == ("example.com/place", "west")
+    assert fleet.region_label == "example.com/place"
 
 
 def test_the_fleet_of_the_local_regions_prefers_what_it_says() -> None:
@@ -80,15 +80,21 @@ def test_the_fleet_of_the_local_regions_prefers_what_it_says() -> None:
         ("[[engines]]\nspec = 'simulated'\ncuont = 3", "engines.0.cuont: unexpected keyword argument"),
         ("[[engines]]\nspec = 'simulated'\ncount = -1\n[[engines]]\nspec = 'simulated'\ncount = 2", "engines.0.count is -1"),
         ("[[engines]]\nspec = 'simulated'\ncount = 'many'", "engines.0.count: input should be a valid integer"),
-        ("[[engines]]\nspec = 'simulated'\ngpus = -1", "engines.0.gpus is -1.0, less than none"),
+        ("[[engines]]\nspec = 'simulated'\ngpus = -1", "engines.0.gpus is -1.0, no number of GPUs"),
         (
             "[regions.a]\n[regions.b]\n[[engines]]\nspec = 'simulated'\nregion = 'c'",
             "engines.0.region is 'c', which is none of the regions a, b",
         ),
-        ("home = 'c'\n[regions.a]\n[[engines]]\nspec = 'simulated'", "home is 'c', which is none of the regions a"),
-        ("[regions.a]\nprice_per_hour = -2\n[[engines]]\nspec = 'simulated'", "regions.a.price_per_hour is -2.0, less than"),
+        (
+            "[[engines]]\nspec = 'simulated'\nregion = 'a'\n[[engines]]\nspec = 'simulated'\nregion = 'a'\nname = ''",
+            "engines.0 is called a, and so is another one: give it a name of its own",
+        ),
+        ("[[engines]]\nspec = 'simulated'\nregion = 'eu north'", "engines.0.region is 'eu north': at most 63 letters"),
+        ("[[engines]]\nspec = 'simulated'\nlabels = { kind = '-a' }", "engines.0.labels.kind is '-a': at most 63 letters"),
+        ("[weights]\nprice = nan\n[[engines]]\nspec = 'simulated'", "weights.price is nan, not a number from 0 on"),
+        ("[regions.a]\nprice_per_hour = -2\n[[engines]]\nspec = 'simulated'", "regions.a.price_per_hour is -2.0, not a number"),
         ("[regions.a]\nprice = 2\n[[engines]]\nspec = 'simulated'", "regions.a.price: unexpected keyword argument"),
-        ("[weights]\ncarbon = -1\n[[engines]]\nspec = 'simulated'", "weights.carbon is -1.0: what matters has a weight"),
+        ("[weights]\ncarbon = -1\n[[engines]]\nspec = 'simulated'", "weights.carbon is -1.0, not a number from 0 on"),
         ("[[engines", "is no TOML: Expected"),
     ],
 )
@@ -139,8 +145,20 @@ def test_why_no_node_can_have_an_engine_is_said() -> None:
     )
 
 
-def test_shards_belong_where_the_fleet_is_at_home() -> None:
-    fleet = FleetConfig((), home="west")
-    assert shard_labels(SystemConfig("", "", fleet), 3) == {"ray.io/region": "west"}
-    assert shard_labels(SystemConfig("", "", FleetConfig(())), 0) == {}
-    assert shard_labels(SystemConfig("", "", fleet, shard_labels=({"node": "a"},)), 0) == {"node": "a"}
+def test_shards_belong_where_the_system_says() -> None:
+    fleet = FleetConfig(())
+    assert shard_labels(SystemConfig("", "", fleet), 0) == {}
+    here = SystemConfig("", "", fleet, labels={"ray.io/node-id": "a"}, shard_labels=({"node": "b"},))
+    assert [shard_labels(here, index) for index in range(2)] == [{"node": "b"}, {"ray.io/node-id": "a"}]
+
+
+def test_engines_for_which_there_are_no_gpus_are_told() -> None:
+    configs = [EngineConfig(str(at), "simulated", "eu", gpus=gpus) for at, gpus in enumerate((2, 1, 1, 0))]
+    engines = [RayEngine(config, selectors(config, "ray.io/region"), None) for config in configs]
+    nodes = [node(region="us", gpus=8) | {"NodeID": "a"}, node(region="eu", gpus=2) | {"NodeID": "b"}]
+    nodes.append(node(region="eu", gpus=1) | {"NodeID": "c"})
+    away = crowded_out(engines, nodes)
+    assert {engine.name: str(error) for engine, error in away.items()} == {
+        "2": "it needs 1 GPUs, and those that there are others take"
+    }
+    assert crowded_out(engines, nodes[:1]) == {}, "what no node can ever have is told otherwise"

@@ -32,7 +32,8 @@ def info(**given: Any) -> ModelInfo:
 
 
 def text(model: ModelInfo, problem: str = "1+1", **settings: Any) -> str:
-    return Prompts(model, job_pb2.Prompt(**{"chat": AUTO} | settings), STARTED_MS).text(problem)
+    given: dict[str, Any] = {"chat": AUTO} | settings
+    return Prompts(model, job_pb2.Prompt(**given), STARTED_MS).text(problem)
 
 
 def test_without_a_chat_a_prompt_is_the_template() -> None:

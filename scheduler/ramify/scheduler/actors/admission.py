@@ -265,7 +265,8 @@ class Admission:
                 waiting = await self._work.waiting(job, sorted(cohort.slots), cursor.after, min(PAGE, left))
                 try:
                     left -= await self._admit_page(job, plan, prompts, cohort, waiting) if waiting else 0
-                except PromptError as error:  # of what one of the problems says
+                except PromptError as error:  # of what one of the problems says, which it will say the next time too
+                    self._prompts[job.job_id] = info, error
                     self._hold(job, PROMPT, str(error))
                     return trees_max - left
                 cursor.more = bool(waiting)
@@ -316,7 +317,7 @@ def _prompts(job: OpenJob, plan: JobPlan, info: ModelInfo) -> Prompts | PromptEr
 
 def _event(job: OpenJob, plan: JobPlan, prompts: Prompts, waiting: Sequence[WaitingProblem]) -> TreesAdmitted:
     index = np.array([problem.index for problem in waiting], np.int64)
-    tokens = prompts.encode([problem.prompt for problem in waiting])
+    tokens = _encoded(prompts, waiting)
     texts = [np.frombuffer(problem.prompt.encode(), np.uint8) for problem in waiting]
     return TreesAdmitted(
         plan=plan,
@@ -328,6 +329,19 @@ def _event(job: OpenJob, plan: JobPlan, prompts: Prompts, waiting: Sequence[Wait
         text=np.concatenate(texts),
         text_count=np.array([len(one) for one in texts], np.int32),
     )
+
+
+def _encoded(prompts: Prompts, waiting: Sequence[WaitingProblem]) -> list[NDArray[np.int32]]:
+    """The tokens of each problem's prompt. Raises `PromptError`, which names the first that has none."""
+    try:
+        return prompts.encode([problem.prompt for problem in waiting])
+    except PromptError:
+        for problem in waiting:
+            try:
+                prompts.encode([problem.prompt])
+            except PromptError as error:
+                raise PromptError(f"problem {problem.index}: {error}") from error
+        raise
 
 
 def some(event: TreesAdmitted, which: NDArray[np.bool_]) -> TreesAdmitted:

@@ -34,7 +34,6 @@ class FleetConfig:
     engines: tuple[EngineConfig, ...]
     terms: Terms = field(default_factory=Terms)
     region_label: str = REGION_LABEL  # by which nodes tell their region
-    home: str = ""  # the region where the shards are to be, if it has a node; empty: anywhere
     revision: int = 0  # the higher one is the later one
 
 
@@ -48,16 +47,13 @@ class SystemConfig:
     shards: int = 1
     limits: ShellLimits = field(default_factory=ShellLimits)  # of each shard
     work: Callable[[Database], Work] = Work  # what shards do with the store; measurements have others
-    shard_labels: tuple[
-        Mapping[str, str], ...
-    ] = ()  # of the nodes where the first shards belong, see `straying`; others: anywhere
+    labels: Mapping[str, str] = field(default_factory=dict)  # of the nodes where supervisor and shards belong, see `straying`
+    shard_labels: tuple[Mapping[str, str], ...] = ()  # of those where the first shards do instead
 
 
 def shard_labels(config: SystemConfig, index: int) -> Mapping[str, str]:
     """Labels of the nodes where a shard belongs."""
-    if index < len(config.shard_labels):
-        return config.shard_labels[index]
-    return {config.fleet.region_label: config.fleet.home} if config.fleet.home else {}
+    return config.shard_labels[index] if index < len(config.shard_labels) else config.labels
 
 
 def selectors(engine: EngineConfig, region_label: str) -> list[dict[str, str]]:

@@ -116,7 +116,7 @@ class Dispatcher:
 
     @property
     def moved_tokens(self) -> int:
-        """Tokens of chains that an engine had to prefill though another one has them, for they went on there."""
+        """Tokens of chains that are prefilled again: they go on elsewhere than where their cache is, or it was lost."""
         return self._homes.moved_tokens
 
     def info(self, model: str) -> ModelInfo | None:
@@ -127,7 +127,7 @@ class Dispatcher:
         """Why no engine samples with a model for a job."""
         name, _, revision = model.partition("@")
         elsewhere = {lane.engine.region for lane in self._lanes if lane.alive and lane.serves(model)}
-        if elsewhere:
+        if elsewhere and routing.regions:
             allowed = [lane for lane in self._lanes if lane.engine.region in routing.regions]
             unknown = [region for region in routing.regions if region not in {lane.engine.region for lane in allowed}]
             reasons = [f"no engine belongs to {', '.join(unknown)}"] if unknown else []
@@ -213,13 +213,13 @@ class Dispatcher:
                 self._send(lane, lane.speculative, min(lane.credits - lane.queued, self._speculative_max - self._speculating))
 
     def _uneven(self) -> bool:
-        """Whether an engine has nothing while more waits for another of the same model than that runs at once."""
+        """Whether an engine has nothing while more waits for another than that runs at once, and it may take some of it."""
         if self._now_s() - self._evened_s < EVEN_S:  # it may not be to be mended: a tree stays together
             return False
-        idle = {lane.info.name for lane in self._lanes if lane.alive and lane.info and not lane.load}
-        return any(
-            lane.alive and lane.info and lane.info.name in idle and lane.waiting.steps > lane.slots for lane in self._lanes
-        )
+        idle = [lane for lane in self._lanes if lane.alive and not lane.load]
+        crowded = [lane for lane in self._lanes if lane.alive and lane.waiting.steps > lane.slots] if idle else []
+        wanted = {(each.generator, each.plan.routing) for lane in crowded for each in lane.waiting}
+        return any(lane.may_take(*each) for lane in idle for each in wanted)
 
     def _tries_suspects(self, lane: Lane) -> bool:
         """Whether an engine is kept for suspects; once it has nothing else to do, their next group is sent."""
@@ -248,7 +248,7 @@ class Dispatcher:
     def _call(self, lane: Lane, commands: list[Generate], *, alone: bool) -> None:
         call = Call.of(commands, alone=alone)
         lane.under_way += len(call.open)
-        for command in commands if len(self._lanes) > 1 else []:
+        for command in commands:
             self._homes.sent(command, lane)
         lane.heard_s = self._now_s() if not lane.calls else lane.heard_s
         if call.guess.any():
@@ -310,8 +310,9 @@ class Dispatcher:
         """Send nothing more to an engine until it answers again; what waits for it goes elsewhere."""
         if not lane.alive:
             return
-        log.warning("%s; %d steps go elsewhere", reason, lane.load)
+        log.warning("%s; %d steps go elsewhere", reason, lane.load - (lane.under_way if lane.leaves else 0))
         lane.alive, lane.reason = False, reason
+        self._homes.lost(lane)
         for queue in lane.queues:
             for command in queue.drain():
                 self._homeless.append(command)
@@ -326,7 +327,8 @@ class Dispatcher:
             try:
                 async with asyncio.timeout(ANSWER_S):
                     lane.info = await lane.engine.describe()
-                lane.alive = self._changed = not lane.leaves
+                lane.alive = not lane.leaves
+                self._changed |= lane.alive
             except Exception as error:  # it is still away
                 lane.reason = told(error)
                 log.info("engine %s is still away: %s", lane.engine.name, lane.reason)

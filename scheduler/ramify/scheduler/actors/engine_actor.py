@@ -18,6 +18,7 @@ from ramify.scheduler.errors import EngineAway, EngineError
 
 log = logging.getLogger(__name__)
 
+PREFIX = "ramify:engine:"  # of the actors' names
 CALLS_MAX = 1000  # batches open at once
 PLACED_S = 2.0  # after which an actor that does not answer is looked at more closely
 STARTED_S = 25.0  # in which one is expected to have started
@@ -57,7 +58,7 @@ class EngineActor:
         self._engine = self._load()
 
     def __repr__(self) -> str:
-        name = f"ramify:engine:{self._config.name}"
+        name = PREFIX + self._config.name
         if isinstance(self._engine, EngineError):
             return f"{name} failed"
         return f"{name} {self._engine.info.name} {self._rows_open}/{self._engine.info.slots}"
@@ -96,6 +97,10 @@ class EngineActor:
         """What its engine has done since this process was started."""
         return self._loaded().stats()
 
+    async def config(self) -> EngineConfig:
+        """What it was started with."""
+        return self._config
+
     async def idle(self) -> None:
         """Return once it has answered all that it was asked for."""
         await self._quiet.wait()
@@ -125,6 +130,10 @@ class RayEngine:
     def __init__(self, config: EngineConfig, choices: list[dict[str, str]], actor: Any) -> None:
         """Make a handle on an actor; `choices` are the labels of the nodes where it may run, see `config.selectors`."""
         self.config, self.choices, self.actor = config, choices, actor
+        self._asked: asyncio.Future[ModelInfo] | None = None  # one question at a time waits at an actor that is not there
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RayEngine, (self.config, self.choices, self.actor)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RayEngine) and (self.config, self.choices) == (other.config, other.choices)
@@ -148,19 +157,16 @@ class RayEngine:
         Raises:
             EngineAway: no node can have it, or it has not started within `patience_s`.
         """
-        answer = asyncio.ensure_future(_answer(self.actor.describe.remote()))
-        try:
-            if not (await asyncio.wait({answer}, timeout=PLACED_S))[0]:
-                # Ray keeps an actor that fits nowhere waiting for ever, and says nothing.
-                nodes = await asyncio.to_thread(ray.nodes)
-                if why := unplaceable(self.config, self.choices, nodes):
-                    raise EngineAway(why)
-                if not (await asyncio.wait({answer}, timeout=patience_s))[0]:
-                    raise EngineAway(f"it has not started within {patience_s:.0f} s: it still loads, or Ray has no room for it")
-            info: ModelInfo = await answer
-            return info
-        finally:
-            answer.cancel()
+        if self._asked is None or self._asked.done():
+            self._asked = asyncio.ensure_future(_answer(self.actor.describe.remote()))
+        if not (await asyncio.wait({self._asked}, timeout=PLACED_S))[0]:
+            # Ray keeps an actor that fits nowhere waiting for ever, and says nothing.
+            nodes = await asyncio.to_thread(ray.nodes)
+            if why := unplaceable(self.config, self.choices, nodes):
+                raise EngineAway(why)
+            if not (await asyncio.wait({self._asked}, timeout=patience_s))[0]:
+                raise EngineAway(f"it has not started within {patience_s:.0f} s: it still loads, or Ray has no room for it")
+        return await self._asked
 
     async def generate(self, batch: StepBatch, *, alone: bool = False) -> AsyncIterator[StepResults]:
         """See `EngineHandle.generate`; raises a RayError when the actor is lost."""
@@ -168,8 +174,9 @@ class RayEngine:
             yield await reference
 
 
-async def _answer(reference: Any) -> Any:
-    return await reference
+async def _answer(reference: Any) -> ModelInfo:
+    info: ModelInfo = await reference
+    return info
 
 
 def unplaceable(config: EngineConfig, choices: list[dict[str, str]], nodes: Sequence[Mapping[str, Any]]) -> str:
@@ -188,11 +195,26 @@ def unplaceable(config: EngineConfig, choices: list[dict[str, str]], nodes: Sequ
     return ""
 
 
+def crowded_out(engines: Sequence[RayEngine], nodes: Sequence[Mapping[str, Any]]) -> dict[RayEngine, EngineAway]:
+    """For which of some engines, in their order, there are not enough GPUs, and what to say of it."""
+    free = {node["NodeID"]: node["Resources"].get("GPU", 0) for node in nodes if node["Alive"]}
+    labels = {node["NodeID"]: node["Labels"] for node in nodes}
+    away = {}
+    for engine in engines:
+        fits = [node for node in free if any(choice.items() <= labels[node].items() for choice in engine.choices)]
+        room = next((node for node in fits if free[node] >= engine.config.gpus), None)
+        if room is not None:
+            free[room] -= engine.config.gpus
+        elif engine.config.gpus and fits:
+            away[engine] = EngineAway(f"it needs {engine.config.gpus:g} GPUs, and those that there are others take")
+    return away
+
+
 def start_engine(config: EngineConfig, region_label: str = REGION_LABEL) -> RayEngine:
     """Start an engine actor, or find it: Ray restarts it whenever its process dies, and it outlives who has started it."""
     choices = selectors(config, region_label)
     actor = EngineActor.options(  # type: ignore[attr-defined]
-        name=f"ramify:engine:{config.name}",
+        name=PREFIX + config.name,
         namespace=NAMESPACE,
         lifetime="detached",
         get_if_exists=True,

@@ -1,9 +1,11 @@
 """A fleet as an operator writes it down: a TOML file with engines, regions and what matters."""
 
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from ramify.scheduler.placement import Region, Terms
 
 STRICT = ConfigDict(extra="forbid")
 ENGINES_MAX = 10_000  # of one entry
+LABEL = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")  # what Ray takes as a label's value
+LABELS_ARE = "at most 63 letters, digits, '.', '_' and '-', the first and last a letter or a digit"
 HERE = "local"  # what engines are called that belong to no region
 
 
@@ -41,6 +45,11 @@ class EngineEntry:
     labels: dict[str, str] = field(default_factory=dict)
     gpus: float | None = None  # that each has; None: as the spec says
 
+    @property
+    def called(self) -> str:
+        """What comes before the colon of their names."""
+        return self.name or self.region or HERE
+
 
 @dataclass(frozen=True, slots=True)
 class FleetFile:
@@ -51,7 +60,6 @@ class FleetFile:
     regions: dict[str, Region] = field(default_factory=dict)
     weights: Weights = field(default_factory=Weights)
     region_label: str = REGION_LABEL
-    home: str = ""
 
 
 def read_fleet(path: Path) -> FleetConfig:
@@ -78,33 +86,47 @@ def parse_fleet(content: Mapping[str, Any]) -> FleetConfig:
         told = [f"{'.'.join(map(str, each['loc']))}: {each['msg'].lower()}" for each in error.errors()]
         raise FleetError("; ".join(told)) from error
     _check(file)
-    taken, engines = Counter[str](), []
-    for entry in file.engines:
-        name = entry.name or entry.region or HERE
-        gpus = gpus_of(entry.spec) if entry.gpus is None else entry.gpus
-        for _ in range(entry.count):
-            engines.append(EngineConfig(f"{name}:{taken[name]}", entry.spec, entry.region, entry.labels, gpus))
-            taken[name] += 1
+    engines = [
+        EngineConfig(
+            name=f"{entry.called}:{index}",
+            spec=entry.spec,
+            region=entry.region,
+            labels=entry.labels,
+            gpus=gpus_of(entry.spec) if entry.gpus is None else entry.gpus,
+        )
+        for entry in file.engines
+        for index in range(entry.count)
+    ]
     weights = {f"{name}_weight": value for name, value in asdict(file.weights).items()}
-    return FleetConfig(tuple(engines), Terms(file.regions, **weights), file.region_label, file.home)
+    return FleetConfig(tuple(engines), Terms(file.regions, **weights), file.region_label)
 
 
 def _check(file: FleetFile) -> None:
-    if not sum(entry.count for entry in file.engines):
-        raise FleetError("engines: there is none; a fleet has one at least")
+    _require(sum(entry.count for entry in file.engines) > 0, "engines: there is none; a fleet has one at least")
+    called = Counter(entry.called for entry in file.engines)
     for at, entry in enumerate(file.engines):
-        if not 0 <= entry.count <= ENGINES_MAX:
-            raise FleetError(f"engines.{at}.count is {entry.count}, not from 0 to {ENGINES_MAX}")
-        if entry.gpus is not None and entry.gpus < 0:
-            raise FleetError(f"engines.{at}.gpus is {entry.gpus}, less than none")
-        if file.regions and entry.region and entry.region not in file.regions:
-            raise FleetError(f"engines.{at}.region is {entry.region!r}, which is none of the regions {', '.join(file.regions)}")
-    if file.regions and file.home and file.home not in file.regions:
-        raise FleetError(f"home is {file.home!r}, which is none of the regions {', '.join(file.regions)}")
+        here = f"engines.{at}"
+        _require(0 <= entry.count <= ENGINES_MAX, f"{here}.count is {entry.count}, not from 0 to {ENGINES_MAX}")
+        _require(entry.gpus is None or 0 <= entry.gpus < inf, f"{here}.gpus is {entry.gpus}, no number of GPUs")
+        known = f"which is none of the regions {', '.join(file.regions)}"
+        _require(not file.regions or entry.region in ("", *file.regions), f"{here}.region is {entry.region!r}, {known}")
+        twice = f"{here} is called {entry.called}, and so is another one: give it a name of its own"
+        _require(called[entry.called] == 1, twice)
+        for what, value in (
+            ("region", entry.region),
+            ("name", entry.name),
+            *((f"labels.{key}", entry.labels[key]) for key in entry.labels),
+        ):
+            _require(LABEL.fullmatch(value) is not None, f"{here}.{what} is {value!r}: {LABELS_ARE}")
     for name, region in file.regions.items():
         for each in fields(region):
-            if getattr(region, each.name) < 0:
-                raise FleetError(f"regions.{name}.{each.name} is {getattr(region, each.name)}, less than nothing")
+            value = getattr(region, each.name)
+            _require(0 <= value < inf, f"regions.{name}.{each.name} is {value}, not a number from 0 on")
     for each in fields(file.weights):
-        if getattr(file.weights, each.name) < 0:
-            raise FleetError(f"weights.{each.name} is {getattr(file.weights, each.name)}: what matters has a weight above 0")
+        value = getattr(file.weights, each.name)
+        _require(0 <= value < inf, f"weights.{each.name} is {value}, not a number from 0 on")
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise FleetError(message)

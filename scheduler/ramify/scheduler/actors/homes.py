@@ -13,6 +13,7 @@ from ramify.scheduler.placement import NOWHERE, Fleet, Terms
 
 HOMES_MAX = 1 << 18  # trees and parts of which it is known where they are, those that came last; others go by their hashes
 
+NOBODY = 0  # the key of no engine
 U64 = NDArray[np.uint64]
 Keys = tuple[int, ...]  # of engines
 Place = Callable[[U64, NDArray[np.int64], NDArray[np.int64], Fleet], NDArray[np.int64]]
@@ -27,20 +28,21 @@ class Homes:
     """
 
     def __init__(self, choose: Place) -> None:
-        self.moved_tokens = 0  # of chains that an engine had to prefill though another one has them
+        self.moved_tokens = 0  # of chains that are prefilled again: another engine has them, or had them and was lost
         self._choose = choose
         self._homes: dict[int, Keys] = {}  # by unit, see `_units`: where it belongs
         self._warm: dict[int, Keys] = {}  # by unit: who has its chain in the cache
-        self._divided: dict[int, None] = {}  # trees of which subtrees are placed
-        self._widest = 1 << 30  # slots of the largest engine
+        self._divided: dict[int, int] = {}  # trees of which subtrees are placed, and what the widest part of a group may be
 
     def choose(self, command: Generate, lanes: Sequence[Lane], terms: Terms) -> NDArray[np.int64]:
         """`[R]` which of some engines, one at least, each of a command's steps goes to."""
-        self._widest = max(lane.slots for lane in lanes)
+        self._divide(command, max(lane.slots for lane in lanes))
         unit, divided = self._units(command)
         names, first, at_unit, count = np.unique(unit, return_index=True, return_inverse=True, return_counts=True)
         index = {lane.key: at for at, lane in enumerate(lanes)}
-        known = [index.get(keys[0], NOWHERE) if keys else NOWHERE for keys in _of(self._homes, names, _trees(command)[first])]
+        trees = _trees(command)[first]
+        pairs = zip(_of(self._homes, names, trees), _of(self._warm, names, trees), strict=True)
+        known = [index.get((home or warm or (NOBODY,))[0], NOWHERE) for home, warm in pairs]
         chosen = self._choose(names, count, np.array(known, np.int64), fleet(command, lanes, terms))
         at, keys = np.asarray(chosen[at_unit]), [(lane.key,) for lane in lanes]
         _remember(self._homes, names, [keys[one] for one in chosen.tolist()])
@@ -66,20 +68,29 @@ class Homes:
             below = mix64(_trees(command)[divided], command.node_id[divided])
             _remember(self._warm, below, [here] * len(below))
 
+    def lost(self, lane: Lane) -> None:
+        """An engine may have lost what its cache had."""
+        for unit, keys in self._warm.items():
+            if lane.key in keys:
+                self._warm[unit] = tuple(NOBODY if key == lane.key else key for key in keys)
+
+    def _divide(self, command: Generate, widest: int) -> None:
+        """From now on, subtrees are placed of those trees that ask for more than `widest` steps at once."""
+        trees, count = np.unique(_trees(command), return_counts=True)
+        for tree in trees[count > widest].tolist():
+            self._divided.setdefault(tree, widest)
+        _forget_oldest(self._divided)
+
     def _units(self, command: Generate) -> tuple[U64, NDArray[np.bool_]]:
         """`[R]` names of what is placed as one, and whether that is a part of a tree."""
         tree_id, group = _trees(command), command.group
-        if len(tree_id) > self._widest:
-            trees, count = np.unique(tree_id, return_counts=True)
-            self._divided |= dict.fromkeys(trees[count > self._widest].tolist())
-            _forget_oldest(self._divided)
         if not self._divided:
             return tree_id, np.zeros(len(tree_id), np.bool_)
-        divided = np.isin(tree_id, np.fromiter(self._divided, np.uint64, len(self._divided)))
-        if not divided.any():
-            return tree_id, divided
+        trees, at = np.unique(tree_id, return_inverse=True)
+        widest = np.array([self._divided.get(tree, 0) for tree in trees.tolist()])[at]
+        divided = widest > 0
         parent = mix64(tree_id, command.parent_id[group])
-        piece = (np.arange(len(group)) - np.searchsorted(group, group)) // self._widest
+        piece = (np.arange(len(group)) - np.searchsorted(group, group)) // np.maximum(widest, 1)
         part = np.where(piece > 0, mix64(parent, piece.astype(np.uint64)), parent)
         return np.where(divided, part, tree_id), divided
 

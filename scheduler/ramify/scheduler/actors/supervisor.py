@@ -6,22 +6,18 @@ Engines may come and go while jobs run: it is given another fleet, and tells the
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Container, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from math import inf
 from typing import Any
 
 import ray
 import tenacity
 
-from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, FleetConfig, SystemConfig
-from ramify.scheduler.actors.engine_actor import RayEngine, start_engine
+from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, FleetConfig, SystemConfig, placed, straying
+from ramify.scheduler.actors.engine_keeper import EngineKeeper, opened
 from ramify.scheduler.actors.shard_actor import CUT_S, ShardStatus, name_of, start_shard
-from ramify.scheduler.engines.base import ModelInfo
-from ramify.scheduler.errors import EngineAway
 from ramify.scheduler.slots import SLOTS
-from ramify.store.database import Database
-from ramify.store.jobs import Jobs, ModelRow
+from ramify.store.jobs import ModelRow
 from ramify.verifier.client import VerifierClient
 
 log = logging.getLogger(__name__)
@@ -50,18 +46,15 @@ class Supervisor:
     """One in a system. What it has started outlives it; Ray restarts it, and it looks after what is there."""
 
     def __init__(self, config: SystemConfig) -> None:
-        self._config, self._fleet = config, config.fleet
-        self._engines: dict[str, RayEngine] = {}
-        self._infos: dict[str, ModelInfo] = {}  # of engines that have answered
-        self._joining: dict[str, asyncio.Task[None]] = {}  # of those that have not
-        self._applying, self._publishing = asyncio.Lock(), asyncio.Lock()
+        self._config = config
+        self._keeper = EngineKeeper(config.fleet, config.store_url, self._tell_shards)
         self._shards: dict[int, Shard] = {}
         context = ray.get_runtime_context()
         if context.was_current_actor_reconstructed:
             context.current_actor.resume.remote()
 
     def __repr__(self) -> str:
-        return f"ramify:supervisor {len(self._shards)} shards {len(self._engines)} engines"
+        return f"ramify:supervisor {len(self._shards)} shards {len(self._keeper.engines)} engines"
 
     async def start(self) -> list[str]:
         """Start everything; returns when jobs can be submitted. Raises what an engine or the verifier can't start for.
@@ -69,19 +62,9 @@ class Supervisor:
         Returns:
             Which engines are away, and why; they are looked for. If all were, it would have raised.
         """
-        engines = self._start_engines()
         async with opened(self._config.store_url) as database:
             await database.migrate()
-        found = await asyncio.gather(*(engine.describe(inf) for engine in engines), return_exceptions=True)
-        away = {engine: each for engine, each in zip(engines, found, strict=True) if isinstance(each, BaseException)}
-        for error in away.values():
-            if len(away) == len(found) or not isinstance(error, EngineAway):
-                raise error
-        self._infos = {
-            engine.name: each for engine, each in zip(engines, found, strict=True) if not isinstance(each, BaseException)
-        }
-        self._look_for(away)
-        await self._publish(await self._scorers())
+        away = await self._keeper.start(await self._scorers())
         await self.scale(self._config.shards)
         return [f"{engine.name}: {error}" for engine, error in away.items()]
 
@@ -93,77 +76,17 @@ class Supervisor:
         actors: Any = ray.util.list_named_actors(all_namespaces=True)
         there = {actor["name"] for actor in actors if actor["namespace"] == NAMESPACE}
         found = [index for index in range(SLOTS) if name_of(index) in there]
-        for index in found:
-            with contextlib.suppress(Exception):  # it is just starting, or stands still: another may know
-                async with asyncio.timeout(STATUS_S):
-                    shard: Any = ray.get_actor(name_of(index), namespace=NAMESPACE)
-                    known: FleetConfig = await shard.fleet.remote()
-                self._fleet = max(self._fleet, known, key=lambda fleet: fleet.revision)
-        self._look_for(self._start_engines())
+        known = await asyncio.gather(*map(fleet_of, found))
+        fleet = max([self._config.fleet, *(each for each in known if each)], key=lambda fleet: fleet.revision)
+        stale = await self._keeper.adopt(fleet)
         log.warning("the supervisor was started anew, and looks after shards %s", ", ".join(map(str, found)))
         self._look_after(found or range(self._config.shards))
+        await self._tell_shards()
+        self._keeper.end(stale)
 
     async def apply(self, fleet: FleetConfig) -> None:
-        """Have another fleet.
-
-        Engines that are new join at once; those that are there no more, or have changed, end what they are at first. Returns
-        when all is as it should be, which may take as long as the longest step.
-        """
-        async with self._applying:
-            self._fleet = replace(fleet, revision=self._fleet.revision + 1)
-            wanted = {config.name: config for config in fleet.engines}
-            leaving = {name: engine for name, engine in self._engines.items() if engine.config != wanted.get(name)}
-            self._engines = {name: engine for name, engine in self._engines.items() if name not in leaving}
-            self._look_for(self._start_engines(but=leaving))
-            await self._tell_shards()
-            await asyncio.gather(*(self._end_engine(engine) for engine in leaving.values()))
-            if leaving.keys() & wanted.keys():
-                self._fleet = replace(self._fleet, revision=self._fleet.revision + 1)
-                self._look_for(self._start_engines())
-                await self._tell_shards()
-            await self._publish()
-
-    def _start_engines(self, but: Container[str] = ()) -> list[RayEngine]:
-        """Start the engines that are not there, or find them, but for those of some names."""
-        configs = [config for config in self._fleet.engines if config.name not in self._engines and config.name not in but]
-        fresh = {config.name: start_engine(config, self._fleet.region_label) for config in configs}
-        self._engines |= fresh
-        return [*fresh.values()]
-
-    def _look_for(self, engines: Iterable[RayEngine]) -> None:
-        """Say what models engines have once they are there."""
-        self._joining |= {engine.name: asyncio.create_task(self._join(engine)) for engine in engines}
-
-    @tenacity.retry(
-        wait=tenacity.wait_random_exponential(max=JOIN_S_MAX), before_sleep=tenacity.before_sleep_log(log, logging.WARNING)
-    )
-    async def _join(self, engine: RayEngine) -> None:
-        self._infos[engine.name] = await engine.describe()
-        await self._publish()
-
-    async def _publish(self, scorers: Sequence[ModelRow] = ()) -> None:
-        """Say which models there are. What has not been asked yet has what was said before."""
-        async with self._publishing, opened(self._config.store_url) as database:
-            known = {(row.role, row.name): row for row in await Jobs(database).models()}
-            if scorers:
-                known = {(row.role, row.name): row for row in scorers}
-            elif self._engines.keys() <= self._infos.keys():
-                known = {key: row for key, row in known.items() if row.role != GENERATOR}
-            rows = [
-                ModelRow(GENERATOR, info.name, info.revision, info.delimiter, info.problem_format)
-                for info in self._infos.values()
-            ]
-            await Jobs(database).put_models([*(known | {(row.role, row.name): row for row in rows}).values()])
-
-    async def _end_engine(self, engine: RayEngine) -> None:
-        """End an engine that no shard sends anything to, once it is idle."""
-        if (joining := self._joining.pop(engine.name, None)) is not None:
-            joining.cancel()
-        self._infos.pop(engine.name, None)
-        with contextlib.suppress(Exception):  # it has died, stands still, or was never there: it has nothing to end
-            async with asyncio.timeout(LEAVE_S_MAX):
-                await engine.actor.idle.remote()
-        ray.kill(engine.actor)
+        """Have another fleet, see `EngineKeeper.apply`."""
+        await self._keeper.apply(fleet)
 
     async def _tell_shards(self) -> None:
         """Have each shard work with the fleet as it is; one that can't be told now hears of it when it answers again."""
@@ -175,8 +98,8 @@ class Supervisor:
     async def _ensure(self, shard: Shard) -> None:
         """Have a shard work, and with the fleet as it is."""
         async with asyncio.timeout(ANSWER_S):
-            if await shard.actor.ensure.remote() != self._fleet.revision:
-                await shard.actor.use.remote([*self._engines.values()], self._fleet)
+            if await shard.actor.ensure.remote() != self._keeper.fleet.revision:
+                await shard.actor.use.remote([*self._keeper.engines.values()], self._keeper.fleet)
 
     async def scale(self, shards: int) -> None:
         """Have so many shards: start what is missing, or drain those with the highest numbers."""
@@ -186,8 +109,8 @@ class Supervisor:
 
     def _look_after(self, indices: Iterable[int]) -> list[Shard]:
         """Start shards, or find them, and keep them at work."""
-        config = replace(self._config, fleet=self._fleet)
-        fresh = {index: Shard(start_shard(index, config, [*self._engines.values()])) for index in indices}
+        config = replace(self._config, fleet=self._keeper.fleet)
+        fresh = {index: Shard(start_shard(index, config, [*self._keeper.engines.values()])) for index in indices}
         for index, shard in fresh.items():
             shard.watch = asyncio.create_task(self._keep_alive(index, shard))
         self._shards |= fresh
@@ -248,18 +171,18 @@ async def drain(shard: Shard) -> bool:
         return False
 
 
-@contextlib.asynccontextmanager
-async def opened(store_url: str) -> AsyncIterator[Database]:
-    """The store, for a moment."""
-    database = Database(store_url)
-    try:
-        yield database
-    finally:
-        await database.close()
+async def fleet_of(index: int) -> FleetConfig | None:
+    """The fleet that a shard works with; None: it is just starting, or stands still."""
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(STATUS_S):
+            shard: Any = ray.get_actor(name_of(index), namespace=NAMESPACE)
+            found: FleetConfig = await shard.fleet.remote()
+            return found
+    return None
 
 
 def start_supervisor(config: SystemConfig) -> Any:
     """Start the supervisor's actor; its `start` does the rest."""
     return Supervisor.options(  # type: ignore[attr-defined]
-        name="ramify:supervisor", namespace=NAMESPACE, num_cpus=0, max_restarts=-1
+        name="ramify:supervisor", namespace=NAMESPACE, num_cpus=0, max_restarts=-1, **placed(straying(config.labels))
     ).remote(config)
