@@ -96,8 +96,9 @@ class LocalSystem:
 
     def _start(self) -> None:
         config, home = self.config, self.config.home
-        fleet = self._read_fleet(config.fleet) if config.fleet else None  # what is wrong is told before anything starts
-        specs = [engine.spec for engine in fleet.engines] if fleet else self._engines
+        if config.fleet is not None:  # what is wrong is told before anything starts
+            self._fleet_wanted = self._read_fleet(config.fleet)
+        specs = [engine.spec for engine in self._fleet_wanted.engines] if self._fleet_wanted else self._engines
         if not config.ray:  # else what they name is on other machines
             check_engines(specs)
         store_url = config.store_url or f"sqlite+aiosqlite:///{home.absolute() / 'state.db'}"
