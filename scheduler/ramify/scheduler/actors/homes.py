@@ -76,6 +76,8 @@ class Homes:
 
     def _divide(self, command: Generate, widest: int) -> None:
         """From now on, subtrees are placed of those trees that ask for more than `widest` steps at once."""
+        if len(command.hint) <= widest:
+            return
         trees, count = np.unique(_trees(command), return_counts=True)
         for tree in trees[count > widest].tolist():
             self._divided.setdefault(tree, widest)
