@@ -20,7 +20,7 @@ from ramify.scheduler.commands import Generate, Withdraw
 from ramify.scheduler.engines.base import ModelInfo
 from ramify.scheduler.events import Event
 from ramify.scheduler.forest.ids import job_key
-from ramify.scheduler.journal import without
+from ramify.scheduler.journal import cut, without
 from ramify.scheduler.placement import Routing, Terms, place
 
 log = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ class Dispatcher:
             return
         one = len(self._lanes) == 1
         at = np.zeros(len(command.hint), np.int64) if one else self._homes.choose(command, lanes, self._terms)
-        for index in np.unique(at).tolist():
+        for index in np.flatnonzero(np.bincount(at)).tolist():
             mine = command if one else without(command, at != index)
             suspect = mine.attempt > 0
             if not suspect.any():
@@ -237,9 +237,8 @@ class Dispatcher:
         while queue and most > 0:
             command = queue.popleft()
             if len(command.hint) > most:
-                late = np.arange(len(command.hint)) >= most
-                queue.appendleft(without(command, ~late))
-                command = without(command, late)
+                queue.appendleft(cut(command, most, len(command.hint)))
+                command = cut(command, 0, most)
             most -= len(command.hint)
             found.append(command)
         if found:
