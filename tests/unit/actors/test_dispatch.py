@@ -399,6 +399,18 @@ async def test_an_engine_that_is_away_is_looked_for_less_and_less_often() -> Non
     await desk.dispatcher.close()
 
 
+async def test_the_engine_that_had_the_model_is_the_one_that_is_away() -> None:
+    desk, command = Desk(engines=2), steps(0, 2)
+    desk.engines[0].gone = True  # what it has nobody knows
+    await desk.send(command)
+    desk.engines[1].gone = True
+    desk.calls[0].fail()
+    await settled()
+    await desk.send(steps(1, 3))
+    assert desk.dispatcher.waits["job"].reason == "no engine with generator is alive (engine 1: EngineError: it is away)"
+    await desk.dispatcher.close()
+
+
 async def test_an_engine_that_is_silent_is_asked_and_given_up_when_it_does_not_answer() -> None:
     desk = Desk()
     await desk.send(steps(0, 2))

@@ -132,13 +132,14 @@ class Dispatcher:
             unknown = [region for region in routing.regions if region not in {lane.engine.region for lane in allowed}]
             reasons = [f"no engine belongs to {', '.join(unknown)}"] if unknown else []
             reasons += [f"{lane.engine.name}: {lane.reason}" for lane in allowed if not lane.alive][:1]
-            have = ", ".join(sorted(region or "no region" for region in elsewhere))
+            have = ", ".join(sorted(region or "engines of no region" for region in elsewhere))
             return "; ".join([f"{name} is alive in {have}, and the job allows {', '.join(routing.regions)} alone", *reasons])
         others = {lane.info.revision for lane in self._lanes if lane.alive and lane.info and lane.info.name == name}
         if others:
             return f"the job keeps to revision {revision} of {name}, the engines have {', '.join(sorted(others))}"
-        away = [f"{lane.engine.name}: {lane.reason}" for lane in self._lanes if lane.info is None or lane.info.name == name]
-        return f"no engine with {name} is alive{f' ({away[0]})' if away else ''}"
+        had_it = [lane for lane in self._lanes if lane.info is not None and lane.info.name == name]
+        away = had_it or [lane for lane in self._lanes if lane.info is None]
+        return f"no engine with {name} is alive{f' ({away[0].engine.name}: {away[0].reason})' if away else ''}"
 
     def add(self, command: Generate) -> None:
         """Take a command; `pump` sends it. A step that was a speculation, and is asked for in earnest, is sampled once."""
