@@ -24,9 +24,11 @@ NONSENSE = "I am a teapot"
 CONTEXT = 200  # tokens, which are bytes
 FLEET = f"""
 [[engines]]
+name = "tiny"
 spec = "onnx:{MODELS / "generator"}"
 
 [[engines]]
+name = "lines"
 spec = "simulated?time_scale=0&context_tokens_max={CONTEXT}&step_tokens_max=12&end_probability=0"
 
 [[engines]]
@@ -157,7 +159,7 @@ def test_a_stop_string_that_never_comes(house: House) -> None:
 def test_a_stop_string_that_an_engine_refuses(house: House) -> None:
     _, said, results = house.run(["a", "b"], *SIMULATED, "step=STOP", "max_steps=3")
     told = "EngineError: the delimiter 'STOP' is no single byte that steps do not hold otherwise"
-    assert all(result.message == f"lost 5 times: engine local:1 failed: {told}" for result in results), results
+    assert all(result.message == f"lost 5 times: engine lines:0 failed: {told}" for result in results), results
     assert "was set aside: lost 5 times" in said
     house.good()
 
