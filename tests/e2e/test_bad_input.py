@@ -50,7 +50,7 @@ class House:
     up: Up
     client: Client
     home: Path
-    nonsense: str  # a job for that one: it takes a while until nobody believes in it any more
+    nonsense: str = ""  # a job for that one: it takes a while until nobody believes in it any more
 
     def submit(self, problems: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
         """Submit as a user would."""
@@ -65,6 +65,12 @@ class House:
         found = re.match(r"job (\w+):", watched.stdout)
         assert found is not None, watched.stdout
         return found[1], watched.stdout + watched.stderr, list(self.client.results(found[1]))
+
+    def until_known(self, *models: str) -> None:
+        """Wait until there are some models, whose engines may come one after the other."""
+        deadline = time.monotonic() + PATIENCE_S
+        while f"this system has {', '.join(models)}\n" not in (told := self.submit(["x"], "--generator", "none").stderr):
+            assert time.monotonic() < deadline, self.up.said + told
 
     def good(self) -> None:
         """Other jobs go on, on every good engine."""
@@ -97,10 +103,16 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         fleet.write_text(FLEET.replace("URL", server.url))
         up = Up(home / "system", "--fleet", str(fleet), *(word for model in models for word in ("--verifier-model", model)))
         server.fault = answer(NONSENSE)  # it is good enough to be described
-        with Client(up.address) as client:
-            job = client.submit(["a problem"], generator="drawn", verifier="prm", policy="best_of_n", n=4, max_steps=3)
-            yield House(up, client, home, job.job_id)
-        assert up.stop() == (0, []), up.said
+        try:
+            with Client(up.address) as client:
+                here = House(up, client, home)
+                here.until_known("drawn", "simulated", "tiny24")
+                job = client.submit(["a problem"], generator="drawn", verifier="prm", policy="best_of_n", n=4, max_steps=3)
+                here.nonsense = job.job_id
+                yield here
+        finally:
+            stopped = up.stop()
+        assert stopped == (0, []), up.said
 
 
 @pytest.mark.parametrize(
