@@ -107,13 +107,14 @@ class Fleet:
         self.engines = [Engine(f"engine {index}", self) for index in range(ENGINES)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Engine:
-    """One of them."""
+    """One of them. It answers all calls that it has together, so that its next one is full, however small these were."""
 
     name: str
     fleet: Fleet
     region: str = ""
+    begun: asyncio.Future[None] | None = None  # the turn for which a call waits already
 
     async def describe(self) -> ModelInfo:
         """See `EngineHandle`."""
@@ -122,8 +123,15 @@ class Engine:
     async def generate(self, batch: StepBatch, *, alone: bool = False) -> AsyncIterator[StepResults]:
         """See `EngineHandle`."""
         fleet = self.fleet
+        fleet.calls, fleet.steps = fleet.calls + 1, fleet.steps + len(batch)
+        if self.begun is not None:
+            await self.begun
+            yield fleet.meter.call(STAND_INS, draw, batch, fleet.params)
+            return
+        begun = self.begun = asyncio.get_running_loop().create_future()
         async with fleet.turn:
-            fleet.calls, fleet.steps = fleet.calls + 1, fleet.steps + len(batch)
+            self.begun = None
+            begun.set_result(None)
             yield fleet.meter.call(STAND_INS, draw, batch, fleet.params)
             await asyncio.sleep(0)  # the shell has its turn
 
