@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint infra/constraints.txt
-PARALLEL := -n 2
+PARALLEL := -n 3
 SOURCES := scheduler verifier services tests infra
 
 .PHONY: help setup setup-dev demo regions test test-vllm faults soak lint types mypy pyright protos check-protos format clean train

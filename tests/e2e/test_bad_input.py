@@ -99,8 +99,9 @@ class House:
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     home = tmp_path_factory.mktemp("home")
     fleet, models = home / "fleet.toml", [f"tiny24-prm={MODELS / 'prm'}", "prm=simulated"]
-    with CompletionsServer() as server:
+    with CompletionsServer() as server, pytest.MonkeyPatch.context() as patch:
         fleet.write_text(FLEET.replace("URL", server.url))
+        patch.setenv("COLUMNS", "400")  # what is said is not cut to the width of a terminal
         up = Up(home / "system", "--fleet", str(fleet), *(word for model in models for word in ("--verifier-model", model)))
         server.fault = answer(NONSENSE)  # it is good enough to be described
         try:

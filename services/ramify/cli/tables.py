@@ -97,7 +97,7 @@ def job_tables(jobs: Iterable[job_pb2.Job], now: datetime) -> Iterator[NotedTabl
 
 
 def result_tables(results: Iterable[job_pb2.Result]) -> Iterator[NotedTable]:
-    """Tables of results; a failed one has its message in place of the answer, and what is odd about one stands below it."""
+    """Tables of results; why one has failed, and what is odd about one, stands below it."""
     for batch in _batches(results):
         noted = NotedTable(_table("index>", "problem:", "outcome", "verdict", "score>", "answer:", "tokens>"))
         for result in batch:
@@ -108,11 +108,12 @@ def result_tables(results: Iterable[job_pb2.Result]) -> Iterator[NotedTable]:
                 outcome_text(result.outcome),
                 verdict_text(result.verdict) if result.verdict else _NONE,
                 f"{result.score:.2f}" if result.HasField("score") else _NONE,
-                _elastic(result.message, "red") if failed else _elastic(result.answer),
+                _NONE if failed else _elastic(result.answer),
                 f"{result.tokens:,}",
             )
             odd = [f"restarted: {result.restarted}"] if result.restarted else []
-            noted.add([Text(one_line(each), "yellow") for each in (*odd, result.note) if each])
+            notes = [Text(one_line(each), "yellow") for each in (*odd, result.note) if each]
+            noted.add([Text(one_line(result.message), "red"), *notes] if failed and result.message else notes)
         yield noted
 
 

@@ -229,10 +229,11 @@ def test_results(ramify: Ramify, gateway: FakeGateway) -> None:
     failed = job_pb2.Result(problem_index=1, outcome=job_pb2.OUTCOME_FAILED, message="no\x1b[31m room")
     fake.results.update({0: solved(0, fake.problems[0]), 1: failed})
     result = ramify("results", "job-1")
-    header, first, second = result.out.splitlines()
+    header, first, second, why = result.out.splitlines()
     assert header.split() == ["index", "problem", "outcome", "verdict", "score", "answer", "tokens"]
     assert first.split() == ["0", "4", "5", "6", "10", "answered", "correct", "0.98", "30-6=24:24", "812"]
-    assert second.split() == ["1", "failed", "–", "–", "no\N{REPLACEMENT CHARACTER}[31m", "room", "0"]
+    assert second.split() == ["1", "failed", "–", "–", "–", "0"]
+    assert why == "  no\N{REPLACEMENT CHARACTER}[31m room", "whole, however narrow the terminal is"
     assert result.err == "job job-1 is running: 0 of 3 problems have a result\n"
     record, _ = records(ramify("results", "job-1", "--json").out)
     assert record["problem"] == {"id": "p10", "text": "4 5 6 10", "reference": ""}
