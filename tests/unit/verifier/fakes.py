@@ -19,8 +19,8 @@ class FakeScorer(ChainScorer):
     backend = "rule"
     context_tokens_max = 7
 
-    def __init__(self, batch_bytes_max: int = 1000, batch_wait_ms_max: float = 0.0) -> None:
-        self.batch_bytes_max = batch_bytes_max
+    def __init__(self, batch_tokens_max: int = 1000, batch_wait_ms_max: float = 0.0) -> None:
+        self.batch_tokens_max = batch_tokens_max
         self.batch_wait_ms_max = batch_wait_ms_max
         self.calls: list[list[Chain]] = []
         self.entered = threading.Event()

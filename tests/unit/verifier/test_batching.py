@@ -59,7 +59,7 @@ async def test_requests_that_wait_together_share_a_batch() -> None:
 
 
 async def test_a_batch_has_a_bound_and_a_large_request_is_cut() -> None:
-    scorer = FakeScorer(batch_bytes_max=10)
+    scorer = FakeScorer(batch_tokens_max=10)
     chains = [chain(f"p{index}", "12") for index in range(7)]  # 4 characters each
     async with batching(scorer) as batcher:
         assert await score(batcher, chains) == [expected(each) for each in chains]
@@ -67,7 +67,7 @@ async def test_a_batch_has_a_bound_and_a_large_request_is_cut() -> None:
 
 
 async def test_a_chain_longer_than_a_batch_goes_alone() -> None:
-    scorer = FakeScorer(batch_bytes_max=10)
+    scorer = FakeScorer(batch_tokens_max=10)
     chains = [chain("a"), chain("b" * 50), chain("c")]
     async with batching(scorer) as batcher:
         await score(batcher, chains)
@@ -125,7 +125,7 @@ async def test_cancelled_work_is_not_computed() -> None:
 
 
 async def test_what_is_left_of_a_cancelled_request_is_not_computed() -> None:
-    scorer = FakeScorer(batch_bytes_max=2)
+    scorer = FakeScorer(batch_tokens_max=2)
     scorer.gate.clear()
     async with batching(scorer) as batcher:
         task = await submit(batcher, chain("a"), chain("b"), chain("c"))
@@ -152,7 +152,7 @@ async def test_work_past_its_deadline_is_not_computed() -> None:
 
 
 async def test_a_failure_fails_its_own_batch_only() -> None:
-    scorer = FakeScorer(batch_bytes_max=10)
+    scorer = FakeScorer(batch_tokens_max=10)
     async with batching(scorer) as batcher:
         held = await hold(batcher, scorer)
         # "fail" and the first chain of `cut` fill a batch; the rest of `cut` must not be computed.
@@ -179,7 +179,7 @@ async def test_a_model_that_forgets_a_chain_has_failed() -> None:
 
 
 async def test_an_idle_model_waits_for_a_full_batch_and_no_longer() -> None:
-    scorer = FakeScorer(batch_bytes_max=4, batch_wait_ms_max=PATIENCE_S * 10_000.0)
+    scorer = FakeScorer(batch_tokens_max=4, batch_wait_ms_max=PATIENCE_S * 10_000.0)
     async with batching(scorer) as batcher:
         first = await submit(batcher, chain("a"))
         await next_turn()
@@ -250,7 +250,7 @@ async def test_faults_are_those_of_the_requests_own_chains() -> None:
                 fault if each.problem == "bad" else scores for each, scores in zip(chains, super().score(chains), strict=True)
             ]
 
-    scorer = Picky(batch_bytes_max=8)
+    scorer = Picky(batch_tokens_max=8)
     async with batching(scorer) as batcher:
         held = await hold(batcher, scorer)
         one = asyncio.create_task(batcher.score(ChainColumns.of([chain("a"), chain("bad"), chain("b"), chain("bad")])))

@@ -152,7 +152,7 @@ class Batcher:
         await self._arrived.wait()
         try:
             async with asyncio.timeout(self.scorer.batch_wait_ms_max / 1000):
-                while self._waiting_bytes < self.scorer.batch_bytes_max and not self._closed:
+                while self._waiting_bytes < self.scorer.batch_tokens_max and not self._closed:
                     self._arrived.clear()
                     await self._arrived.wait()
         except TimeoutError:
@@ -161,7 +161,7 @@ class Batcher:
     def _take(self) -> list[_Part]:
         """Cuts a batch from the head of the queue, at least one chain; drops what is past its deadline."""
         parts: list[_Part] = []
-        room_bytes, now_s = self.scorer.batch_bytes_max, self._now_s()
+        room_bytes, now_s = self.scorer.batch_tokens_max, self._now_s()
         while self._queue:
             request = next(iter(self._queue))
             if request.deadline_s is not None and now_s >= request.deadline_s:

@@ -40,6 +40,7 @@ class ChainColumns:
     text_count: NDArray[np.int32]  # [R + sum of lengths] bytes of each of them
     length: NDArray[np.int32]  # [R] steps of each chain
     references: Sequence[str] = ()  # R right answers, or none
+    known: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))  # [R] leading steps that are not asked for
     byte_ends: I64 = field(init=False)  # [R] where each chain's text ends
     step_ends: I64 = field(init=False)  # [R] where each chain's scores end
 
@@ -62,6 +63,8 @@ class ChainColumns:
             raise InvalidRequestError(
                 f"there are {len(self.references)} references for {chains} chains; give one for each, or none"
             )
+        if not len(self.known):
+            object.__setattr__(self, "known", np.zeros(chains, np.int32))
         object.__setattr__(self, "step_ends", step_ends)
         object.__setattr__(self, "byte_ends", text_ends[step_ends + np.arange(chains)])
 
@@ -90,12 +93,20 @@ class ChainColumns:
             np.concatenate([part.text_count for part in parts]),
             np.concatenate([part.length for part in parts]),
             list(flatten.from_iterable(part.references or [""] * len(part) for part in parts)) if told else (),
+            np.concatenate([part.known for part in parts]),
         )
 
     @property
     def step_count(self) -> int:
         """The steps of all chains."""
         return len(self.text_count) - len(self)
+
+    @property
+    def fresh_bytes(self) -> I64:
+        """`[R]` bytes of each chain's steps whose scores are wanted, and of its problem if those are all of its steps."""
+        ends = np.cumsum(self.text_count, dtype=np.int64)
+        firsts = self.step_ends - self.length + np.arange(len(self)) + np.where(self.known, self.known + 1, 0)
+        return np.asarray(self.byte_ends - ends[firsts] + self.text_count[firsts], np.int64)
 
     def bytes_before(self, index: int) -> int:
         """Bytes of the chains [0, index)."""
@@ -117,6 +128,7 @@ class ChainColumns:
             self.text_count[first:last],
             self.length[start:end],
             self.references[start:end],
+            self.known[start:end],
         )
 
     def chains(self) -> list[Chain]:

@@ -4,6 +4,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ramify.verifier.chains import Chain, ChainScores
 from ramify.verifier.columns import ChainColumns, ColumnScores
 
@@ -23,7 +26,7 @@ class Scorer(Protocol):
 
     @property
     def backend(self) -> str:
-        """What runs it: "onnx", "rule" or "simulated"."""
+        """What runs it: "onnx", "rule", "simulated", "transformers" or "vllm"."""
         ...
 
     @property
@@ -32,8 +35,23 @@ class Scorer(Protocol):
         ...
 
     @property
-    def batch_bytes_max(self) -> int:
-        """Bytes of problems and steps that are worth one call; a chain that is longer goes alone."""
+    def convention(self) -> str:
+        """How it is asked, see `conventions`; empty for what is no model."""
+        ...
+
+    @property
+    def batch_tokens_max(self) -> int:
+        """Tokens that are worth one call; a chain that has more goes alone."""
+        ...
+
+    @property
+    def calls_max(self) -> int:
+        """Calls that may be open at once, each in a thread of its own."""
+        ...
+
+    @property
+    def remembers(self) -> bool:
+        """Whether to keep its scores: a chain that was scored is then neither scored nor sent again."""
         ...
 
     @property
@@ -41,16 +59,35 @@ class Scorer(Protocol):
         """How long an idle model gains by waiting for a fuller batch."""
         ...
 
+    def tokens(self, chains: ChainColumns) -> NDArray[np.int64]:
+        """`[R]` what each chain costs: the tokens that have to be computed for it. Blocks."""
+        ...
+
     def score_columns(self, chains: ChainColumns) -> ColumnScores:
-        """The scores of a batch. Blocks: called in a worker thread, one call at a time.
+        """The scores of a batch; those of `chains.known` steps may be anything. Blocks: called in a worker thread.
 
         What is wrong with one chain is a fault of its own; an exception fails them all.
         """
         ...
 
+    def close(self) -> None:
+        """Frees what it holds; no call is open."""
+        ...
+
 
 class ChainScorer(ABC):
     """A base of scorers that look at one chain at a time and not at columns."""
+
+    convention = ""
+    calls_max = 1
+    remembers = False
+
+    def tokens(self, chains: ChainColumns) -> NDArray[np.int64]:
+        """See `Scorer`: bytes of what is new."""
+        return chains.fresh_bytes
+
+    def close(self) -> None:  # noqa: B027 - not every scorer holds something
+        """See `Scorer`."""
 
     @abstractmethod
     def score(self, chains: Sequence[Chain]) -> list[ChainScores]:

@@ -59,7 +59,7 @@ class OnnxScorer(ChainScorer):
     """
 
     backend = "onnx"
-    batch_bytes_max = 8_192
+    batch_tokens_max = 8_192
     batch_wait_ms_max = 2.0
 
     def __init__(self, name: str, folder: Path, *, threads: int = 1) -> None:

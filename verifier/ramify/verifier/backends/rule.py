@@ -13,7 +13,7 @@ class RuleScorer(ChainScorer):
 
     backend = "rule"
     context_tokens_max = 0
-    batch_bytes_max = 1 << 18
+    batch_tokens_max = 1 << 18
     batch_wait_ms_max = 0.0
 
     def __init__(self, rule: Rule) -> None:

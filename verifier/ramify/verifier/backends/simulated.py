@@ -52,7 +52,10 @@ class SimulatedScorer:
     """
 
     backend = "simulated"
-    batch_bytes_max = 1 << 20
+    convention = ""
+    batch_tokens_max = 1 << 20
+    calls_max = 1
+    remembers = True
     batch_wait_ms_max = 0.0
 
     def __init__(self, name: str, params: SimulatedParams | None = None, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -68,6 +71,13 @@ class SimulatedScorer:
     def context_tokens_max(self) -> int:
         """See `Scorer`."""
         return self._params.context_tokens_max
+
+    def tokens(self, chains: ChainColumns) -> NDArray[np.int64]:
+        """See `Scorer`: the bytes of the steps whose scores are wanted, and of the problem where that is all of them."""
+        return chains.fresh_bytes
+
+    def close(self) -> None:
+        """See `Scorer`."""
 
     def score_columns(self, chains: ChainColumns) -> ColumnScores:
         """See `Scorer`."""
