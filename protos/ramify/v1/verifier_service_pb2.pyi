@@ -33,6 +33,8 @@ class _ChainErrorEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChainError
     """More tokens than the model's context."""
     CHAIN_ERROR_MODEL: _ChainError.ValueType  # 3
     """The model gave something that is no number between 0 and 1."""
+    CHAIN_ERROR_NEED_PREFIX: _ChainError.ValueType  # 4
+    """The server does not hold the chain that this one continues, or not any more: send it whole."""
 
 class ChainError(_ChainError, metaclass=_ChainErrorEnumTypeWrapper):
     """Why a chain has no scores."""
@@ -45,24 +47,33 @@ CHAIN_ERROR_TOO_LONG: ChainError.ValueType  # 2
 """More tokens than the model's context."""
 CHAIN_ERROR_MODEL: ChainError.ValueType  # 3
 """The model gave something that is no number between 0 and 1."""
+CHAIN_ERROR_NEED_PREFIX: ChainError.ValueType  # 4
+"""The server does not hold the chain that this one continues, or not any more: send it whole."""
 Global___ChainError: _TypeAlias = ChainError  # noqa: Y015
 
 @_typing.final
 class Chain(_message.Message):
-    """A problem and the steps taken so far."""
+    """A problem and the steps taken so far; or a chain that was scored before, by name, and the steps taken since.
+
+    A chain's name has 16 bytes, each step's made of the one before: BLAKE2b-128 of the problem, personalised "ramify:problem"; then
+    BLAKE2b-128 of that name and the first step, personalised "ramify:step"; and so on. Texts count as UTF-8.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PROBLEM_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     REFERENCE_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
     problem: _builtins.str
-    """The problem as the generator saw it."""
+    """The problem as the generator saw it; empty if there is a prefix."""
     reference: _builtins.str
     """The right answer, for rules that compare; models never see it."""
+    prefix: _builtins.bytes
+    """Name of the chain that this one continues; empty: it comes whole. CHAIN_ERROR_NEED_PREFIX if the server does not hold it."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The steps with their delimiters; at least one."""
+        """The steps with their delimiters, those of the prefix left out; at least one."""
 
     def __init__(
         self,
@@ -70,10 +81,11 @@ class Chain(_message.Message):
         problem: _builtins.str = ...,
         steps: _abc.Iterable[_builtins.str] | None = ...,
         reference: _builtins.str = ...,
+        prefix: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["problem", b"problem", "reference", b"reference", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prefix", b"prefix", "problem", b"problem", "reference", b"reference", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -88,13 +100,16 @@ class ChainScores(_message.Message):
     SCORES_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     error: Global___ChainError.ValueType
     """Why there are none."""
     message: _builtins.str
     """What is wrong, for people."""
+    name: _builtins.bytes
+    """The chain's name, where the model remembers it and it can be a prefix from now on; else empty."""
     @_builtins.property
     def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """One score for each step, between 0 and 1. Empty if there is an error."""
+        """One score for each step, those of the prefix among them, between 0 and 1. Empty if there is an error."""
 
     def __init__(
         self,
@@ -102,10 +117,11 @@ class ChainScores(_message.Message):
         scores: _abc.Iterable[_builtins.float] | None = ...,
         error: Global___ChainError.ValueType = ...,
         message: _builtins.str = ...,
+        name: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "message", b"message", "scores", b"scores"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "message", b"message", "name", b"name", "scores", b"scores"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -119,8 +135,11 @@ class ScoreRequest(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     CHAINS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Which model."""
+    priority: _builtins.int
+    """Who has the lower number is scored first; what has the same, in order of arrival."""
     @_builtins.property
     def chains(self) -> _containers.RepeatedCompositeFieldContainer[Global___Chain]:
         """At most 4,096."""
@@ -130,10 +149,11 @@ class ScoreRequest(_message.Message):
         *,
         model: _builtins.str = ...,
         chains: _abc.Iterable[Global___Chain] | None = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chains", b"chains", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chains", b"chains", "model", b"model", "priority", b"priority"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -176,10 +196,13 @@ class ScoreStreamRequest(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     CHAINS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Comes back with the answer; unique among the open requests of the stream."""
     model: _builtins.str
     """Which model."""
+    priority: _builtins.int
+    """See ScoreRequest."""
     @_builtins.property
     def chains(self) -> _containers.RepeatedCompositeFieldContainer[Global___Chain]:
         """At most 4,096."""
@@ -190,10 +213,11 @@ class ScoreStreamRequest(_message.Message):
         sequence: _builtins.int = ...,
         model: _builtins.str = ...,
         chains: _abc.Iterable[Global___Chain] | None = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chains", b"chains", "model", b"model", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chains", b"chains", "model", b"model", "priority", b"priority", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -244,6 +268,8 @@ class ScoreColumnsRequest(_message.Message):
     LENGTH_FIELD_NUMBER: _builtins.int
     REFERENCES_FIELD_NUMBER: _builtins.int
     LAST_ONLY_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Which model."""
     revision: _builtins.str
@@ -253,11 +279,15 @@ class ScoreColumnsRequest(_message.Message):
     such as a character that was cut between two steps, is read as the replacement character.
     """
     text_count: _builtins.bytes
-    """Bytes of each problem and step, in the order of the text; int32."""
+    """Bytes of each problem and step, in the order of the text; int32. A chain with a prefix has a problem of no bytes."""
     length: _builtins.bytes
-    """Steps of each chain; int32. R of them, at most 4,096."""
+    """Steps of each chain that are in the text; int32. R of them, at most 4,096."""
     last_only: _builtins.bool
     """Only the score of each chain's last step is wanted: the answer has R scores and not one for each step."""
+    prefix: _builtins.bytes
+    """Name of the chain that each one continues, see Chain; 16 bytes each, zeros for a chain that comes whole. R of them or none."""
+    priority: _builtins.int
+    """See ScoreRequest."""
     @_builtins.property
     def references(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The right answer of each chain, for rules that compare: R or none."""
@@ -272,10 +302,12 @@ class ScoreColumnsRequest(_message.Message):
         length: _builtins.bytes = ...,
         references: _abc.Iterable[_builtins.str] | None = ...,
         last_only: _builtins.bool = ...,
+        prefix: _builtins.bytes = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_only", b"last_only", "length", b"length", "model", b"model", "references", b"references", "revision", b"revision", "text", b"text", "text_count", b"text_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_only", b"last_only", "length", b"length", "model", b"model", "prefix", b"prefix", "priority", b"priority", "references", b"references", "revision", b"revision", "text", b"text", "text_count", b"text_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -320,12 +352,15 @@ class ScoreColumnsResponse(_message.Message):
     SCORES_FIELD_NUMBER: _builtins.int
     FAULTS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    REMEMBERS_FIELD_NUMBER: _builtins.int
     scores: _builtins.bytes
-    """Little-endian float32: a score for each step of the first chain, then of the next; or for each chain, with last_only. Between
-    0 and 1; NaN for a chain that can't be scored.
+    """Little-endian float32: a score for each step of the first chain, those of its prefix among them, then of the next; or for each
+    chain, with last_only. Between 0 and 1; NaN for a chain that can't be scored, for each of its steps that were in the text.
     """
     revision: _builtins.str
     """Revision of the model that scored them all."""
+    remembers: _builtins.bool
+    """Whether the model remembers chains that have no fault: they can be prefixes from now on."""
     @_builtins.property
     def faults(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChainFault]:
         """The chains that can't be scored, in order."""
@@ -336,10 +371,11 @@ class ScoreColumnsResponse(_message.Message):
         scores: _builtins.bytes = ...,
         faults: _abc.Iterable[Global___ChainFault] | None = ...,
         revision: _builtins.str = ...,
+        remembers: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["faults", b"faults", "revision", b"revision", "scores", b"scores"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["faults", b"faults", "remembers", b"remembers", "revision", b"revision", "scores", b"scores"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -402,14 +438,20 @@ class Model(_message.Message):
     BACKEND_FIELD_NUMBER: _builtins.int
     CONTEXT_TOKENS_MAX_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
+    CONVENTION_FIELD_NUMBER: _builtins.int
+    REMEMBERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name in requests."""
     revision: _builtins.str
     """Content hash of its files: scores of different revisions must not be mixed."""
     backend: _builtins.str
-    """What runs it: "onnx", "rule" or "simulated"."""
+    """What runs it: "onnx", "rule", "simulated", "transformers" or "vllm"."""
     context_tokens_max: _builtins.int
     """Tokens of the longest chain; 0 means no bound."""
+    convention: _builtins.str
+    """How it is asked, e.g. "qwen-math-prm"; empty for what is no reward model."""
+    remembers: _builtins.bool
+    """Whether it remembers what it has scored, see Chain."""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """All models of this server."""
@@ -422,10 +464,12 @@ class Model(_message.Message):
         backend: _builtins.str = ...,
         context_tokens_max: _builtins.int = ...,
         models: _abc.Iterable[_builtins.str] | None = ...,
+        convention: _builtins.str = ...,
+        remembers: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "context_tokens_max", b"context_tokens_max", "models", b"models", "name", b"name", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "context_tokens_max", b"context_tokens_max", "convention", b"convention", "models", b"models", "name", b"name", "remembers", b"remembers", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
