@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from ramify.scheduler.engines.chat import ChatFormat, chat_format, read_chat
+from ramify.chat import ChatFormat, chat_format
+from ramify.scheduler.engines.chat import read_chat
 from ramify.scheduler.engines.openai import OpenAIEngine
 from ramify.scheduler.engines.openai_params import OpenAIParams
 from ramify.scheduler.errors import EngineError

@@ -1,26 +1,19 @@
 """Problems as prompts: a job's prompt settings, put to what a model takes."""
 
-import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from jinja2 import Template, TemplateError, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from numpy.typing import NDArray
 
+from ramify.chat import ChatError, ChatFormat, compiled, render_chat
 from ramify.scheduler.engines.base import ModelInfo
 from ramify.scheduler.engines.text import encode
 from ramify.scheduler.errors import SchedulerError
 from ramify.scheduler.plan import JobPlan
 from ramify.scheduler.spec import PROBLEM
 from ramify.v1 import job_pb2
-
-REASON_CHARS_MAX = 300  # of what a template says
 
 T = TypeVar("T")
 
@@ -49,12 +42,13 @@ class Prompts:
         self._info, self._settings = info, settings
         self._day = datetime.fromtimestamp(started_ms / 1000, UTC)
         self._problem = settings.template or info.prompt_template
-        self._template: Template | None = None
+        self._chat: ChatFormat | None = None
         if settings.chat == job_pb2.CHAT_RULE_ALWAYS and not info.chat_template:
             raise PromptError(f"the job says chat=always, and {info.name} has no chat template: say auto or never")
         auto = settings.chat == job_pb2.CHAT_RULE_AUTO and info.prompt_template == PROBLEM
         if info.chat_template and (auto or settings.chat == job_pb2.CHAT_RULE_ALWAYS):
-            self._template = self._try(lambda: compiled(info.chat_template))
+            self._try(lambda: compiled(info.chat_template))
+            self._chat = ChatFormat(info.chat_template, info.bos_token, info.eos_token)
 
     def encode(self, problems: Sequence[str]) -> list[NDArray[np.int32]]:
         """The tokens of each problem's prompt. Raises `PromptError`."""
@@ -67,7 +61,7 @@ class Prompts:
         """The prompt of a problem. Raises `PromptError`."""
         system, user = self._settings.system, self._problem.replace(PROBLEM, problem)
         together = f"{system}\n\n{user}" if system else user
-        if self._template is None:
+        if self._chat is None:
             return together
         messages = [{"role": "user", "content": user}]
         if not system:
@@ -81,26 +75,15 @@ class Prompts:
                 raise error from None
 
     def _render(self, messages: list[dict[str, str]]) -> str:
-        template = self._template
-        assert template is not None
-        return self._try(
-            lambda: template.render(
-                messages=messages,
-                tools=None,
-                documents=None,
-                add_generation_prompt=True,
-                bos_token=self._info.bos_token,
-                eos_token=self._info.eos_token,
-                strftime_now=self._day.strftime,
-            )
-        )
+        chat = self._chat
+        assert chat is not None
+        return self._try(lambda: render_chat(chat, messages, strftime_now=self._day.strftime))
 
     def _try(self, work: Callable[[], T]) -> T:
         try:
             return work()
-        except Exception as error:  # a template is a program, and not ours
-            told = " ".join(str(error).split())[:REASON_CHARS_MAX] or type(error).__name__
-            raise PromptError(f"the chat template of {self._info.name} fails: {told}") from error
+        except ChatError as error:
+            raise PromptError(f"the chat template of {self._info.name} fails: {error}") from error
 
 
 def check_step_prompt(info: ModelInfo, plan: JobPlan) -> None:
@@ -112,35 +95,3 @@ def check_step_prompt(info: ModelInfo, plan: JobPlan) -> None:
             f"the step prompt has up to {longest:,} tokens, which leaves nothing of max_step_tokens={most:,}: "
             "shorten the one or raise the other"
         )
-
-
-class Generation(Extension):
-    """The tag `{% generation %}`, by which templates mark for training what the model has said; here it marks nothing."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        """What stands between the tags."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-@lru_cache(maxsize=64)
-def compiled(chat_template: str) -> Template:
-    """A chat template in the dialect of transformers. Raises `TemplateError`."""
-    return ENVIRONMENT.from_string(chat_template)
-
-
-def refuse(message: str) -> None:
-    """What templates call to say that messages are not for them."""
-    raise TemplateError(message)
-
-
-def to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    """Without the escapes for HTML that jinja2's own has."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-
-ENVIRONMENT = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation])
-ENVIRONMENT.filters["tojson"] = to_json
-ENVIRONMENT.globals["raise_exception"] = refuse

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from ramify.chat import ChatFormat
 from ramify.scheduler.engines.base import ModelInfo
-from ramify.scheduler.engines.chat import ChatFormat, read_chat
+from ramify.scheduler.engines.chat import read_chat
 from ramify.scheduler.errors import EngineError
 
 EXPORT = "optimum-cli export onnx --model MODEL --task text-generation-with-past FOLDER"

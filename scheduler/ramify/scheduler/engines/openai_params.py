@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ramify.chat import ChatFormat
 from ramify.scheduler.engines.base import ModelInfo
-from ramify.scheduler.engines.chat import ChatFormat, read_chat
+from ramify.scheduler.engines.chat import read_chat
 from ramify.scheduler.engines.openai_client import Endpoint, Model
 from ramify.scheduler.engines.openai_steps import Codec
 from ramify.scheduler.errors import EngineAway, EngineError
