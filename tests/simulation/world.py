@@ -29,7 +29,7 @@ from ramify.scheduler.events import (
 )
 from ramify.scheduler.forest.ids import root_ids, tree_ids
 from ramify.scheduler.journal import Journal
-from ramify.scheduler.plan import Generator, JobPlan
+from ramify.scheduler.plan import Generator, JobPlan, Verifier
 from ramify.scheduler.policies.knobs import Knobs, defaults_of
 from ramify.scheduler.shard import Shard, ShardLimits
 from tests.simulation import fakes, laws
@@ -97,7 +97,7 @@ def plan(job_id: str = "job", **given: Any) -> JobPlan:
         job_id=job_id,
         policy=knobs.build(),
         params=StepParams(knobs["temperature"], knobs["top_p"], knobs["max_step_tokens"], "\n"),
-        verifier="verifier",
+        verifiers=(Verifier("verifier"),),
         aggregate=knobs["aggregate"],
         answer=knobs["answer"],
         cut=knobs["cut"],

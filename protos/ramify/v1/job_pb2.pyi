@@ -340,6 +340,34 @@ CHAT_RULE_NEVER: ChatRule.ValueType  # 3
 """Never: the prompt is the template's text alone."""
 Global___ChatRule: _TypeAlias = ChatRule  # noqa: Y015
 
+class _WhenRule:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WhenRuleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WhenRule.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WHEN_RULE_UNSPECIFIED: _WhenRule.ValueType  # 0
+    """The default: always."""
+    WHEN_RULE_ALWAYS: _WhenRule.ValueType  # 1
+    """About every step that is scored."""
+    WHEN_RULE_WAY: _WhenRule.ValueType  # 2
+    """About steps after which the chain goes on: a process reward model alone."""
+    WHEN_RULE_END: _WhenRule.ValueType  # 3
+    """About chains that have ended: an outcome reward model, which judges the answer."""
+
+class WhenRule(_WhenRule, metaclass=_WhenRuleEnumTypeWrapper):
+    """When one of several verifiers is asked."""
+
+WHEN_RULE_UNSPECIFIED: WhenRule.ValueType  # 0
+"""The default: always."""
+WHEN_RULE_ALWAYS: WhenRule.ValueType  # 1
+"""About every step that is scored."""
+WHEN_RULE_WAY: WhenRule.ValueType  # 2
+"""About steps after which the chain goes on: a process reward model alone."""
+WHEN_RULE_END: WhenRule.ValueType  # 3
+"""About chains that have ended: an outcome reward model, which judges the answer."""
+Global___WhenRule: _TypeAlias = WhenRule  # noqa: Y015
+
 class _JobState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -876,6 +904,49 @@ class Generator(_message.Message):
 Global___Generator: _TypeAlias = Generator  # noqa: Y015
 
 @_typing.final
+class Verifier(_message.Message):
+    """One of several models that score a job's steps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    WHEN_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """As the verifier names it."""
+    weight: _builtins.float
+    """Its share, as against the other weights: above 0, at most 1,000,000. Default 1."""
+    temperature: _builtins.float
+    """What the log-odds of its scores are divided by before they count: above 1 where it is too sure of itself, below 1 where it is
+    not sure enough. From 0.01 to 100. Default 1.
+    """
+    when: Global___WhenRule.ValueType
+    """When it is asked."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        weight: _builtins.float | None = ...,
+        temperature: _builtins.float | None = ...,
+        when: Global___WhenRule.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "_weight", b"_weight", "temperature", b"temperature", "weight", b"weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "_weight", b"_weight", "model", b"model", "temperature", b"temperature", "weight", b"weight", "when", b"when"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
+
+Global___Verifier: _TypeAlias = Verifier  # noqa: Y015
+
+@_typing.final
 class Budget(_message.Message):
     """What a job may spend. Absent means no bound; 0 is an error, and so is more than 2^48. Nothing is dispatched that could overrun tokens."""
 
@@ -996,6 +1067,7 @@ class JobSpec(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     GENERATORS_FIELD_NUMBER: _builtins.int
     ROUTING_FIELD_NUMBER: _builtins.int
+    VERIFIERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A name for people; need not be unique."""
     generator: _builtins.str
@@ -1026,6 +1098,13 @@ class JobSpec(_message.Message):
     def routing(self) -> Global___Routing:
         """Where its steps are sampled."""
 
+    @_builtins.property
+    def verifiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Verifier]:
+        """Models, one to eight, that score the steps together, instead of `verifier`. A step's score is the mean of what the models say
+        that are asked about it, by their weights. That of a chain's last step, once it has ended, is the mean of those for `end` and
+        `always`, or of the others where there are none.
+        """
+
     def __init__(
         self,
         *,
@@ -1038,10 +1117,11 @@ class JobSpec(_message.Message):
         prompt: Global___Prompt | None = ...,
         generators: _abc.Iterable[Global___Generator] | None = ...,
         routing: Global___Routing | None = ...,
+        verifiers: _abc.Iterable[Global___Verifier] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "prompt", b"prompt", "routing", b"routing", "search", b"search"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "checker", b"checker", "generator", b"generator", "generators", b"generators", "name", b"name", "prompt", b"prompt", "routing", b"routing", "search", b"search", "verifier", b"verifier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "checker", b"checker", "generator", b"generator", "generators", b"generators", "name", b"name", "prompt", b"prompt", "routing", b"routing", "search", b"search", "verifier", b"verifier", "verifiers", b"verifiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1117,7 +1197,7 @@ class Pins(_message.Message):
     generator: _builtins.str
     """Of its generator; of several, separated by commas, in the order of the spec."""
     verifier: _builtins.str
-    """Of its verifier."""
+    """Of its verifier; of several, likewise."""
     checker: _builtins.str
     """Of its checker."""
     def __init__(

@@ -51,7 +51,7 @@ def settle(forest: Forest, plan: JobPlan, trees: Rows) -> list[Command]:
     best, score = choose(forest, answering(forest, trees, plan.cut, plan.policy.max_steps), plan.answer, plan.aggregate)
     t.best[trees], t.best_score[trees] = best, score
     t.status[trees] = TreeStatus.CHECKING if plan.checker else TreeStatus.FINISHED
-    return [Check(plan, Chains.of(forest, best))] if plan.checker else []
+    return [Check(plan, Chains.of(forest, plan, best))] if plan.checker else []
 
 
 def compare(forest: Forest, plan: JobPlan, trees: Rows) -> tuple[list[Command], Rows]:

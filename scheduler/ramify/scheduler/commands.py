@@ -12,7 +12,8 @@ from ramify.scheduler.forest.columns import NO_ROW, Flag
 from ramify.scheduler.forest.forest import Forest, Hints
 from ramify.scheduler.forest.ids import node_codes, sibling_codes
 from ramify.scheduler.forest.parts import Part
-from ramify.scheduler.forest.segments import Rows
+from ramify.scheduler.forest.segments import Mask, Rows
+from ramify.scheduler.forest.table import select
 from ramify.scheduler.plan import JobPlan
 
 
@@ -93,10 +94,11 @@ class Chains:
     text: NDArray[np.uint8]  # UTF-8: problem and steps of the first chain, then those of the next
     text_count: NDArray[np.int32]  # [R + sum of lengths] bytes of each of them
     length: NDArray[np.int32]  # [R] steps of each chain
+    ended: Mask  # [R] whether it can't go on
 
     @classmethod
-    def of(cls, forest: Forest, rows: Rows) -> Self:
-        """The chains that end in `rows` `[R]`."""
+    def of(cls, forest: Forest, plan: JobPlan, rows: Rows) -> Self:
+        """The chains that end in `rows` `[R]`, all of one job."""
         nodes, length = forest.paths(rows, roots=True)
         count = forest.text_count[nodes]
         return cls(
@@ -107,6 +109,23 @@ class Chains:
             text=forest.text.take(forest.text_start[nodes], count),
             text_count=count,
             length=length - 1,
+            ended=forest.ended(rows, plan.policy.max_steps),
+        )
+
+    def select(self, which: Mask) -> Self:
+        """The chains that `which` `[R]` marks."""
+        if which.all():
+            return self
+        texts = np.repeat(which, self.length + 1)
+        return type(self)(
+            self.hint[which],
+            self.tree_id[which],
+            self.node_id[which],
+            self.attempt[which],
+            select(self.text, self.text_count, texts),
+            self.text_count[texts],
+            self.length[which],
+            self.ended[which],
         )
 
     def texts(self) -> list[tuple[str, list[str]]]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,15 @@ class Generator(NamedTuple):
     weight: float = 1.0
 
 
+class Verifier(NamedTuple):
+    """A verifier model that scores, what its scores count as against others, and when it is asked; see `actors.ensembles`."""
+
+    model: str
+    weight: float = 1.0
+    temperature: float = 1.0
+    when: Literal["always", "way", "end"] = "always"
+
+
 @dataclass(frozen=True, slots=True)
 class JobPlan:
     """A job's spec as the core needs it: checked, defaults filled in."""
@@ -49,7 +58,7 @@ class JobPlan:
     policy: Policy
     params: StepParams
     generators: tuple[Generator, ...]  # at least one
-    verifier: str  # verifier model that scores
+    verifiers: tuple[Verifier, ...]  # at least one
     checker: str  # verifier model that checks the answer; empty: none
     aggregate: Aggregate = "last"
     answer: AnswerRule = "best"

@@ -441,7 +441,7 @@ class Shard:
 
     def _score(self, rows: Rows) -> list[Command]:
         """Commands to score the chains that end in `rows`, one for each job."""
-        return [commands.Score(plan, commands.Chains.of(self.forest, mine)) for plan, mine in self._by_plan(rows)]
+        return [commands.Score(plan, commands.Chains.of(self.forest, plan, mine)) for plan, mine in self._by_plan(rows)]
 
     def _by_plan(self, rows: Rows) -> list[tuple[JobPlan, Rows]]:
         plan = self._plan_of(rows)

@@ -79,4 +79,4 @@ def resume(forest: Forest, plan: JobPlan, trees: Rows) -> list[Command]:
     found += collapse.compare(forest, plan, trees[comparing & (status == TreeStatus.GROWING)])[0]
     found += collapse.vote(forest, plan, trees[status == TreeStatus.GROUPING])
     checking: NDArray[np.int32] = trees[status == TreeStatus.CHECKING]
-    return [*found, Check(plan, Chains.of(forest, t.best[checking]))] if len(checking) else found
+    return [*found, Check(plan, Chains.of(forest, plan, t.best[checking]))] if len(checking) else found

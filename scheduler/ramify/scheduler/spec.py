@@ -1,11 +1,12 @@
 """A job's spec: from the message to the core and back. Not part of the core, which knows no messages."""
 
 from dataclasses import replace
+from typing import Literal
 
 from ramify.scheduler.comparers import UnknownRule, check_rule
 from ramify.scheduler.engines.base import StepParams
 from ramify.scheduler.placement import Routing
-from ramify.scheduler.plan import UNBOUNDED, Generator, JobPlan
+from ramify.scheduler.plan import UNBOUNDED, Generator, JobPlan, Verifier
 from ramify.scheduler.policies.knobs import MEANING, KnobError, Knobs
 from ramify.v1 import job_pb2
 
@@ -23,6 +24,11 @@ ENUMS = {
     "belief": (job_pb2.BeliefRule, "BELIEF_RULE_"),
 }
 TEXTS = ("pattern", "compare")
+WHEN: dict[int, Literal["always", "way", "end"]] = {
+    job_pb2.WHEN_RULE_ALWAYS: "always",
+    job_pb2.WHEN_RULE_WAY: "way",
+    job_pb2.WHEN_RULE_END: "end",
+}
 DELIMITER_MAX = 64  # characters
 PROBLEM = "{problem}"  # what stands in a prompt's template for the problem's text
 THOUGHTS_END = "</think>"  # what ends the thoughts of a reasoning model, unless a job says otherwise
@@ -91,7 +97,7 @@ def plan_of(job_id: str, spec: job_pb2.JobSpec, problems_total: int, started_ms:
             delimiter=spec.search.step.delimiter if by_text else None,
         ),
         generators=generators_of(spec),
-        verifier=spec.verifier,
+        verifiers=verifiers_of(spec),
         checker=spec.checker,
         aggregate=knobs["aggregate"],
         answer=knobs["answer"],
@@ -118,6 +124,12 @@ def generators_of(spec: job_pb2.JobSpec) -> tuple[Generator, ...]:
     """The models that write a job's steps, with their weights."""
     several = tuple(Generator(each.model, each.weight if each.HasField("weight") else 1.0) for each in spec.generators)
     return several or (Generator(spec.generator),)
+
+
+def verifiers_of(spec: job_pb2.JobSpec) -> tuple[Verifier, ...]:
+    """The models that score a job's steps; `spec` has every default filled in."""
+    several = tuple(Verifier(each.model, each.weight, each.temperature, WHEN[each.when]) for each in spec.verifiers)
+    return several or (Verifier(spec.verifier),)
 
 
 def share(budget: job_pb2.Budget, own: str, whole: str, problems_total: int) -> int:

@@ -54,7 +54,13 @@ def submit(
         list[str] | None,
         typer.Option(metavar="MODEL[=WEIGHT]", help="The model that writes the steps; several, by their weights."),
     ] = None,
-    verifier: Annotated[str | None, typer.Option(metavar="MODEL", help="The reward model that scores them.")] = None,
+    verifier: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL[=WEIGHT][,temperature=T][,when=always|way|end]",
+            help="The reward model that scores them; several, by their weights; see docs/verifier.md.",
+        ),
+    ] = None,
     checker: Annotated[str | None, typer.Option(metavar="NAME", help="The rule that checks the answers.")] = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told before the problem.")] = None,
     prompt_template: Annotated[
@@ -107,7 +113,7 @@ def submit(
     options: dict[str, object] = {
         "policy": policy,
         **submission.generators(generator or []),
-        "verifier": verifier,
+        **submission.verifiers(verifier or []),
         "checker": checker,
         "system": system,
         "prompt_template": prompt_template,

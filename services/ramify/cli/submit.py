@@ -62,6 +62,30 @@ def generators(given: list[str]) -> dict[str, object]:
     return {"generator": given[0]} if given == [*weights] and len(given) == 1 else {"generators": weights} if given else {}
 
 
+def verifiers(given: list[str]) -> dict[str, object]:
+    """The options for the models that score the steps, each MODEL[=WEIGHT][,NAME=VALUE]... Raises `UsageError`."""
+    said = [_verifier(each) for each in given]
+    if [[*each] for each in said] == [["model"]]:
+        return {"verifier": given[0]}
+    return {"verifiers": said} if said else {}
+
+
+def _verifier(text: str) -> dict[str, object]:
+    head, *settings = text.split(",")
+    name, weight = _weighted(head)
+    found: dict[str, object] = {"model": name}
+    if name != head:
+        found["weight"] = weight
+    for each in settings:
+        key, equals, value = each.partition("=")
+        if not equals or key in found:
+            raise UsageError(
+                f"--verifier {text}: after the model come temperature=T and when=always|way|end, once each, not {each!r}"
+            )
+        found[key] = value
+    return found
+
+
 def _weighted(text: str) -> tuple[str, float]:
     """A model and its weight; a name may hold `=` too."""
     name, equals, weight = text.rpartition("=")

@@ -27,6 +27,7 @@ class SpecFields(TypedDict, total=False):
     generator: str
     generators: Mapping[str, float] | Sequence[str]
     verifier: str
+    verifiers: Mapping[str, float] | Sequence[str | Mapping[str, object]]
     checker: str
     policy: str
     n: int
@@ -92,6 +93,7 @@ _PROMPT_FIELDS = {
     {"template": "prompt_template", "step": "step_prompt"}.get(name, name): field
     for name, field in job_pb2.Prompt.DESCRIPTOR.fields_by_name.items()
 }
+_VERIFIER_FIELDS = dict(job_pb2.Verifier.DESCRIPTOR.fields_by_name)
 _ROUTING_FIELDS = dict(job_pb2.Routing.DESCRIPTOR.fields_by_name)
 
 _UINT_MAX = {FieldDescriptor.CPPTYPE_UINT32: 2**32 - 1, FieldDescriptor.CPPTYPE_UINT64: 2**64 - 1}
@@ -100,7 +102,8 @@ _UINT_MAX = {FieldDescriptor.CPPTYPE_UINT32: 2**32 - 1, FieldDescriptor.CPPTYPE_
 def job_spec(**fields: object) -> job_pb2.JobSpec:
     """A spec from the fields of `SpecFields`; numbers may be given as text.
 
-    `step` is "answer", a number of tokens, or the delimiter that ends a step; `generators` are names, or weights by name.
+    `step` is "answer", a number of tokens, or the delimiter that ends a step; `generators` are names, or weights by name, and
+    so are `verifiers`, of which each may also be a mapping of the fields of `Verifier` in job.proto.
 
     Raises:
         InvalidRequest: a field is unknown, or its value isn't one that it can have.
@@ -118,11 +121,14 @@ def job_spec(**fields: object) -> job_pb2.JobSpec:
             _set(spec.prompt, _PROMPT_FIELDS[name], value)
         elif name == "generators":
             spec.generators.extend(_generators(value))
+        elif name == "verifiers":
+            spec.verifiers.extend(_verifiers(value))
         elif name in _ROUTING_FIELDS:
             _set(spec.routing, _ROUTING_FIELDS[name], value)
         else:
             raise unknown_knob(
-                name, [*SEARCH_KNOBS, *_JOB_FIELDS, "generators", *_BUDGET_FIELDS, *_PROMPT_FIELDS, *_ROUTING_FIELDS]
+                name,
+                [*SEARCH_KNOBS, *_JOB_FIELDS, "generators", "verifiers", *_BUDGET_FIELDS, *_PROMPT_FIELDS, *_ROUTING_FIELDS],
             )
     return spec
 
@@ -189,6 +195,27 @@ def _generators(value: object) -> list[job_pb2.Generator]:
     if isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(each, str) for each in value):
         return [job_pb2.Generator(model=each) for each in value]
     raise _unexpected("generators", "names of models, or weights by name", value)
+
+
+def _verifiers(value: object) -> list[job_pb2.Verifier]:
+    if isinstance(value, Mapping):
+        value = [{"model": str(name), "weight": weight} for name, weight in value.items()]
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise _unexpected("verifiers", "names of models, weights by name, or mappings of what is said of each", value)
+    return [_verifier(each) for each in value]
+
+
+def _verifier(value: object) -> job_pb2.Verifier:
+    if isinstance(value, str):
+        return job_pb2.Verifier(model=value)
+    if not isinstance(value, Mapping):
+        raise _unexpected("one of the verifiers", f"a name, or a mapping of {', '.join(_VERIFIER_FIELDS)}", value)
+    found = job_pb2.Verifier()
+    for name, each in value.items():
+        if name not in _VERIFIER_FIELDS:
+            raise _unexpected("what is said of a verifier", f"one of {', '.join(_VERIFIER_FIELDS)}", name)
+        _set(found, _VERIFIER_FIELDS[name], each)
+    return found
 
 
 def _enum(field: FieldDescriptor, value: object) -> int:

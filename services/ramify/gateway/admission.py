@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ramify.gateway.errors import InvalidRequest, NotReady
 from ramify.scheduler.policies.knobs import KnobError, nearest
-from ramify.scheduler.spec import PROBLEM, THOUGHTS_END, fill_search
+from ramify.scheduler.spec import PROBLEM, THOUGHTS_END, WHEN, fill_search, knobs_of
 from ramify.store.jobs import ModelRow
 from ramify.store.uploads import NewProblem
 from ramify.v1 import job_pb2
@@ -19,8 +19,9 @@ CHUNK_MAX = 10_000  # problems a message
 PROMPT_MAX = 64 * 1024  # characters of a system prompt, or of a template
 STEP_PROMPT_MAX = 1024
 THOUGHTS_END_MAX = 64
-WEIGHT_MAX = 10**6  # of a price, a round trip, carbon, or a generator
-GENERATORS_MAX = 8  # of one job
+WEIGHT_MAX = 10**6  # of a price, a round trip, carbon, or a model
+MODELS_MAX = 8  # generators, and verifiers, of one job
+TEMPERATURES = (0.01, 100)  # of a verifier's scores
 BUDGET_MAX = 2**48  # of anything: what is larger overruns the core's 64-bit columns, and is no bound anyway
 
 
@@ -40,12 +41,13 @@ def fill_spec(spec: job_pb2.JobSpec, models: Sequence[ModelRow]) -> job_pb2.JobS
     """
     _check_text("spec.name", spec.name, NAME_MAX)
     generators = fill_generators(spec, models)
-    verifier = _model("verifier", spec.verifier, models)
+    verifiers = fill_verifiers(spec, models)
     checker = _model("checker", spec.checker, models).name if spec.checker else ""
     try:
         search = fill_search(spec.search, _delimiter(spec.search, generators, models))
     except KnobError as error:
         raise InvalidRequest(f"spec.search: {error}") from error
+    check_judges(verifiers, search)
     for name, value in spec.budget.ListFields():
         if not 1 <= value <= BUDGET_MAX:
             problem = "nothing could run" if value == 0 else f"at most {BUDGET_MAX} is allowed"
@@ -55,11 +57,13 @@ def fill_spec(spec: job_pb2.JobSpec, models: Sequence[ModelRow]) -> job_pb2.JobS
             f"spec.budget.tokens_per_problem_max is {spec.budget.tokens_per_problem_max}, which does not pay for one step: "
             f"a step may take max_step_tokens = {search.max_step_tokens}; raise the one or lower the other"
         )
+    alone = _counts_as_it_is(verifiers)
     return job_pb2.JobSpec(
         name=spec.name,
         generator=generators[0].model if len(generators) == 1 else "",
         generators=generators if len(generators) > 1 else [],
-        verifier=verifier.name,
+        verifier=verifiers[0].model if alone else "",
+        verifiers=[] if alone else verifiers,
         checker=checker,
         search=search,
         budget=spec.budget,
@@ -74,17 +78,71 @@ def fill_generators(spec: job_pb2.JobSpec, models: Sequence[ModelRow]) -> list[j
         return [job_pb2.Generator(model=_model("generator", spec.generator, models).name)]
     if spec.generator:
         raise InvalidRequest("spec.generator and spec.generators are both given: give the one or the other")
-    if len(spec.generators) > GENERATORS_MAX:
-        raise InvalidRequest(f"spec.generators are {len(spec.generators)}, but at most {GENERATORS_MAX} are allowed")
+    if len(spec.generators) > MODELS_MAX:
+        raise InvalidRequest(f"spec.generators are {len(spec.generators)}, but at most {MODELS_MAX} are allowed")
     filled: dict[str, job_pb2.Generator] = {}
     for each in spec.generators:
         name, weight = _model("generator", each.model, models).name, each.weight if each.HasField("weight") else 1.0
         if name in filled:
             raise InvalidRequest(f"spec.generators names {name} twice: add up its weights")
-        if not 0 < weight <= WEIGHT_MAX:
-            raise InvalidRequest(f"spec.generators: the weight of {name} is {weight:g}, not above 0 and up to {WEIGHT_MAX:,}")
+        _check_weight("generators", name, weight)
         filled[name] = job_pb2.Generator(model=name, weight=weight)
     return [*filled.values()]
+
+
+def fill_verifiers(spec: job_pb2.JobSpec, models: Sequence[ModelRow]) -> list[job_pb2.Verifier]:
+    """Check the models that are to score a job's steps; one at least. Raises `InvalidRequest`, `NotReady`."""
+    given = spec.verifiers or [job_pb2.Verifier(model=spec.verifier)]
+    if spec.verifier and spec.verifiers:
+        raise InvalidRequest("spec.verifier and spec.verifiers are both given: give the one or the other")
+    if len(given) > MODELS_MAX:
+        raise InvalidRequest(f"spec.verifiers are {len(given)}, but at most {MODELS_MAX} are allowed")
+    filled: dict[str, job_pb2.Verifier] = {}
+    for each in given:
+        filling = job_pb2.Verifier(weight=1.0, temperature=1.0, when=job_pb2.WHEN_RULE_ALWAYS)
+        filling.MergeFrom(each)
+        name = filling.model = _model("verifier", each.model, models).name
+        if name in filled:
+            raise InvalidRequest(f"spec.verifiers names {name} twice: name it once, with the sum of its weights")
+        _check_weight("verifiers", name, filling.weight)
+        low, high = TEMPERATURES
+        if not low <= filling.temperature <= high:
+            raise InvalidRequest(
+                f"spec.verifiers: the temperature of {name} is {filling.temperature:g}, not from {low} to {high}; 1 leaves its "
+                "scores as they are"
+            )
+        if filling.when not in WHEN:
+            raise InvalidRequest(
+                f"spec.verifiers: when of {name} is {filling.when}, which this version doesn't know: say always, way or end"
+            )
+        filled[name] = filling
+    return [*filled.values()]
+
+
+def check_judges(verifiers: Sequence[job_pb2.Verifier], search: job_pb2.Search) -> None:
+    """Some verifier must judge the steps on the way where their scores count. Raises `InvalidRequest`."""
+    if any(each.when != job_pb2.WHEN_RULE_END for each in verifiers):
+        return
+    if knobs_of(search).build().scores == "step":
+        raise InvalidRequest(
+            f"spec.verifiers are all asked about the end alone, and {search.policy} steers by the scores of steps on the way: "
+            "add one that is asked always or on the way (when always, way), or use policy=best_of_n"
+        )
+    if search.aggregate != job_pb2.AGGREGATE_LAST:
+        raise InvalidRequest(
+            "spec.verifiers are all asked about the end alone, and spec.search.aggregate needs the scores of all steps: say "
+            "aggregate=last, or add one that is asked always or on the way (when always, way)"
+        )
+
+
+def _counts_as_it_is(verifiers: Sequence[job_pb2.Verifier]) -> bool:
+    """Whether there is a single one, whose scores are taken over."""
+    return len(verifiers) == 1 and verifiers[0].temperature == 1.0 and verifiers[0].when != job_pb2.WHEN_RULE_END
+
+
+def _check_weight(field: str, name: str, weight: float) -> None:
+    if not 0 < weight <= WEIGHT_MAX:
+        raise InvalidRequest(f"spec.{field}: the weight of {name} is {weight:g}, not above 0 and up to {WEIGHT_MAX:,}")
 
 
 def _delimiter(search: job_pb2.Search, generators: Sequence[job_pb2.Generator], models: Sequence[ModelRow]) -> str:

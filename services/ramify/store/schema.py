@@ -49,7 +49,7 @@ jobs = Table(
     Column("cursor", BigInteger, nullable=False, default=0),  # of the job's last event
     Column("segment_floor", BigInteger, nullable=False, default=0),  # no segment up to this one holds a step of the job
     Column("pin_generator", Pins, nullable=False, default="", server_default=""),  # revisions; empty: none yet
-    Column("pin_verifier", String(128), nullable=False, default="", server_default=""),
+    Column("pin_verifier", Pins, nullable=False, default="", server_default=""),
     Column("pin_checker", String(128), nullable=False, default="", server_default=""),
     # Of a cancelled job: the steps of its trees without a result are archived. A job that is done has none.
     Column("settled", Boolean, nullable=False, default=False, server_default=false()),

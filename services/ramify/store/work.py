@@ -155,8 +155,8 @@ class Work:
             claim: the writer's right.
             job_id: a job that is not there any more is pinned to what is given.
             generator: revision, of several generators theirs, up to 1,024 characters; empty: not known yet.
-            verifier: revision, up to 128 characters; empty: not known yet, or no such model.
-            checker: likewise.
+            verifier: likewise.
+            checker: revision, up to 128 characters; empty: not known yet, or no such model.
 
         Returns:
             The revisions that hold: those given now, where no other was given before.

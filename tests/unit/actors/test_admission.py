@@ -14,6 +14,7 @@ from ramify.scheduler.actors.pins import PinnedVerifier
 from ramify.scheduler.engines.base import ModelInfo
 from ramify.scheduler.events import Event, JobCancelled, TreesAdmitted
 from ramify.scheduler.forest.ids import root_ids, tree_ids
+from ramify.scheduler.plan import Verifier
 from ramify.scheduler.slots import SLOTS, in_slots, slot_of
 from ramify.store.errors import Fenced
 from ramify.store.work import Claim, Work
@@ -83,7 +84,8 @@ async def test_a_tree_is_admitted_with_its_prompt_and_names(desk: Desk) -> None:
     assert event.root_id.tolist() == root_ids(3, np.arange(3)).tolist()
     assert bytes(event.tokens.tolist()) == b"Q: problem 0\nQ: problem 1\nQ: problem 2\n"
     assert event.text.tobytes() == b"problem 0problem 1problem 2"
-    assert (event.plan.generators, event.plan.verifier, event.plan.checker) == ((("simulated@1", 1.0),), "prm@7", "rule@7")
+    assert (event.plan.generators, event.plan.checker) == ((("simulated@1", 1.0),), "rule@7")
+    assert event.plan.verifiers == (Verifier("prm@7"),)
     assert desk.admission.references[job_id][int(event.tree_id[1])] == "answer to problem 1"
     desk.admission.done(job_id, int(event.tree_id[1]))
     assert len(desk.admission.references[job_id]) == 2

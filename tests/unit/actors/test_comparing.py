@@ -22,7 +22,7 @@ from ramify.scheduler.commands import Compare
 from ramify.scheduler.comparers import UnknownRule, check_rule, comparer, known_rules
 from ramify.scheduler.engines.base import StepParams
 from ramify.scheduler.events import AnswersGrouped, Event
-from ramify.scheduler.plan import Generator, JobPlan
+from ramify.scheduler.plan import Generator, JobPlan, Verifier
 from ramify.scheduler.policies.best_of_n import BestOfN
 from ramify.scheduler.policies.compare import groups, numbers
 
@@ -87,7 +87,7 @@ class Harness:
 
 
 def plan(rule: str) -> JobPlan:
-    return JobPlan("job", BestOfN(4, 4), StepParams(1.0, 1.0, 8, None), (Generator("g"),), "v", "", compare=rule, tolerance=1e-6)
+    return JobPlan("job", BestOfN(4, 4), StepParams(1.0, 1.0, 8, None), (Generator("g"),), (Verifier("v"),), "", compare=rule)
 
 
 @asynccontextmanager

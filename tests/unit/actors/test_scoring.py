@@ -32,7 +32,7 @@ def columns(first_tree: int, chains: Sequence[tuple[str, ...]]) -> Chains:
     given = ChainColumns.of([Chain(chain[0], chain[1:]) for chain in chains])
     names = np.arange(first_tree, first_tree + len(chains), dtype=np.uint64)
     hint, attempt = np.zeros(len(chains), np.int64), np.zeros(len(chains), np.uint8)
-    return Chains(hint, names, names + np.uint64(1000), attempt, given.text, given.text_count, given.length)
+    return Chains(hint, names, names + np.uint64(1000), attempt, given.text, given.text_count, given.length, attempt > 0)
 
 
 def ask(job: str, *chains: tuple[str, ...], first_tree: int = 0) -> Score:
@@ -185,7 +185,7 @@ async def test_what_the_verifier_refuses_is_lost(desk: Desk) -> None:
     await desk.fail(InvalidRequestError("what is that"), call=1)
     lost, checked = desk.posted
     assert isinstance(lost, StepsLost)
-    assert (lost.tree_id.tolist(), lost.message) == ([0], "not scored: what is that")
+    assert (lost.tree_id.tolist(), lost.message) == ([0], "not scored by verifier: what is that")
     assert isinstance(checked, AnswersChecked)
     assert checked.verdict.tolist() == [Verdict.UNKNOWN]
     assert not desk.scoring.busy
@@ -270,7 +270,7 @@ async def test_who_waits_for_too_long_is_lost(desk: Desk) -> None:
     await desk.fail(UnavailableError("it is still away"))
     (lost,) = desk.posted
     assert isinstance(lost, StepsLost)
-    assert (lost.tree_id.tolist(), lost.message) == ([0], "not scored: it is still away")
+    assert (lost.tree_id.tolist(), lost.message) == ([0], "not scored by verifier: it is still away")
     assert list(desk.scoring.waits) == ["b"]
 
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from ramify.scheduler.commands import Generate
 from ramify.scheduler.engines.base import StepParams
 from ramify.scheduler.journal import cut, without
-from ramify.scheduler.plan import Generator, JobPlan
+from ramify.scheduler.plan import Generator, JobPlan, Verifier
 from ramify.scheduler.policies.knobs import Knobs
 
 PARAMS = StepParams(1.0, 1.0, 8, "\n")
-PLAN = JobPlan("job", Knobs.fill({"policy": "beam"}).build(), PARAMS, (Generator("g"),), "v", "")
+PLAN = JobPlan("job", Knobs.fill({"policy": "beam"}).build(), PARAMS, (Generator("g"),), (Verifier("v"),), "")
 
 
 def command(children: list[int], lengths: list[int]) -> Generate:

@@ -220,7 +220,7 @@ def chains_of(rows: Sequence[int]) -> Chains:
     ones = np.ones(2 * len(rows), np.int32)
     text = np.full(2 * len(rows), ord("x"), np.uint8)
     names = command.hint[which], command.tree_id[which], command.node_id[which], command.attempt[which]
-    return Chains(*names, text, ones, ones[: len(rows)])
+    return Chains(*names, text, ones, ones[: len(rows)], np.zeros(len(rows), np.bool_))
 
 
 def test_a_step_that_no_decision_knew_is_told_and_paid_but_scored_behind_those_that_were_known() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramify.scheduler.engines.base import StepParams
-from ramify.scheduler.plan import UNBOUNDED, Generator
+from ramify.scheduler.plan import UNBOUNDED, Generator, Verifier
 from ramify.scheduler.policies.beam import Beam
 from ramify.scheduler.policies.best_of_n import BestOfN
 from ramify.scheduler.policies.knobs import MEANING, POLICIES, Choice, KnobError, Knobs, Real, Whole, defaults_of
@@ -163,7 +163,7 @@ def test_a_plan_has_all_of_its_spec() -> None:
     assert plan.policy == Beam(6, 2, 3, 5, aggregate="min")
     assert plan.params == StepParams(0.5, 0.25, 256, "\n")
     assert (plan.cut, plan.compare, plan.tolerance, plan.spread_siblings) == ("discard", "exact", 1e-6, True)
-    assert (plan.generators, plan.verifier, plan.checker) == ((Generator("g"),), "v", "c")
+    assert (plan.generators, plan.verifiers, plan.checker) == ((Generator("g"),), (Verifier("v"),), "c")
     assert (plan.aggregate, plan.answer) == ("min", "vote")
     assert (plan.tokens_per_tree_max, plan.steps_per_tree_max, plan.deadline_ms) == (UNBOUNDED, UNBOUNDED, UNBOUNDED)
     assert not plan.bounded

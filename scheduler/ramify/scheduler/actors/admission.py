@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from ramify.scheduler.engines.base import ModelInfo
 from ramify.scheduler.events import Event, JobCancelled, TreesAdmitted
 from ramify.scheduler.forest.ids import root_ids, tree_ids
 from ramify.scheduler.forest.table import select
-from ramify.scheduler.plan import JobPlan
+from ramify.scheduler.plan import Generator, JobPlan, Verifier
 from ramify.scheduler.slots import in_slots
 from ramify.scheduler.spec import plan_of
 from ramify.store.errors import Fenced
@@ -28,12 +28,14 @@ log = logging.getLogger(__name__)
 
 PAGE = 1024  # problems a read
 PROMPT = "prompt"  # what a job waits for whose prompt settings and model don't go together
-SEPARATOR = ","  # of the revisions of several generators
+SEPARATOR = ","  # of the revisions of several models
 UNLIKE = (
     "{one} and {other} have different tokenizers, and a chain's steps are written by all models of a job: "
     "name models of one family, or submit a job for each"
 )
 NO_TREES = np.empty(0, np.uint64)
+
+Several = TypeVar("Several", Generator, Verifier)
 
 
 class Models(Protocol):
@@ -164,16 +166,13 @@ class Admission:
         pins = await self._pins(job, plan)
         if pins is None:
             return None
-        revisions = pins.generator.split(SEPARATOR) if len(plan.generators) > 1 else [pins.generator]
-        generators = [
-            each._replace(model=pinned(each.model, revision)) for each, revision in zip(plan.generators, revisions, strict=True)
-        ]
+        generators, verifiers = _keep_to(pins.generator, plan.generators), _keep_to(pins.verifier, plan.verifiers)
         infos = [self._models.info(each.model) for each in generators]
         plan = replace(
             plan,
-            generators=tuple(generators),
+            generators=generators,
             context_tokens_max=min(info.context_tokens_max if info else 0 for info in infos),
-            verifier=pinned(plan.verifier, pins.verifier),
+            verifiers=verifiers,
             checker=pinned(plan.checker, pins.checker),
         )
         self._jobs.setdefault(job.job_id, job)
@@ -187,24 +186,33 @@ class Admission:
             self._keep_references(job.job_id, waiting)
 
     async def _pins(self, job: OpenJob, plan: JobPlan) -> Pins | None:
-        spec, pins = job.spec, job.pins
-        given: dict[str, str] = {}
+        pins, given = job.pins, dict[str, str]()
         if not pins.generator:
             infos = self._generators(job, plan)
             if infos is None or await self._prompts_of(job, plan, infos[0]) is None:
                 return None  # else it would keep to a revision that can't serve it
             given["generator"] = SEPARATOR.join(info.revision for info in infos)
-        for role, model in (("verifier", spec.verifier), ("checker", spec.checker)):
-            if model and not getattr(pins, role):
-                try:
-                    given[role] = await self._verifier.revision(model)
-                except VerifierError as error:
-                    self._hold(job, "verifier", f"{model} can't be asked for its revision: {error}")
+        for role, models in (("verifier", [each.model for each in plan.verifiers]), ("checker", [plan.checker])):
+            if any(models) and not getattr(pins, role):
+                revisions = await self._revisions(job, models)
+                if revisions is None:
                     return None
+                given[role] = SEPARATOR.join(revisions)
         if not given:
             return pins
         wanted = replace(pins, **given)
         return await self._work.pin(self._claim(), job.job_id, wanted.generator, wanted.verifier, wanted.checker)
+
+    async def _revisions(self, job: OpenJob, models: Sequence[str]) -> list[str] | None:
+        """Those that the verifier has of some models; None: it can't be told of one, and the job is held."""
+        found = list[str]()
+        for model in models:
+            try:
+                found.append(await self._verifier.revision(model))
+            except VerifierError as error:
+                self._hold(job, "verifier", f"{model} can't be asked for its revision: {error}")
+                return None
+        return found
 
     def _generators(self, job: OpenJob, plan: JobPlan) -> list[ModelInfo] | None:
         """The models that are to write a job's steps; None: one is not there, or they don't go together, and the job is held."""
@@ -302,6 +310,12 @@ class Admission:
             if all(cohort.cursors.keys() == jobs for cohort in over):
                 self._cohorts = [cohort for cohort in self._cohorts if cohort not in over]
                 self._cohorts.append(Cohort(slots, NO_TREES, {job_id: Cursor(more=False) for job_id in jobs}))
+
+
+def _keep_to(revisions: str, models: tuple[Several, ...]) -> tuple[Several, ...]:
+    """The models, named with their revisions."""
+    found = revisions.split(SEPARATOR) if len(models) > 1 else [revisions]
+    return tuple(each._replace(model=pinned(each.model, revision)) for each, revision in zip(models, found, strict=True))
 
 
 def _prompts(job: OpenJob, plan: JobPlan, info: ModelInfo) -> Prompts | PromptError:

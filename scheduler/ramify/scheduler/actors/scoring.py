@@ -1,7 +1,8 @@
 """Sends chains to the verifier, in batches, and waits out its absences.
 
 A model that is away or overloaded is left alone for a while, longer after each failure; then a single call tries whether it is
-back. Its chains wait meanwhile: nothing is lost, and nothing is scored by default.
+back. Its chains wait meanwhile: nothing is lost, and nothing is scored by default. Where several models judge a chain, what some
+have answered is kept until all have.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ramify.scheduler.actors.ensembles import Panel, last_only, panels
 from ramify.scheduler.commands import Chains, Check, Score
 from ramify.scheduler.events import AnswersChecked, Event, StepsLost, StepsScored
 from ramify.scheduler.plan import Verdict
@@ -28,7 +30,7 @@ from ramify.verifier.errors import DeadlineError, OverloadedError, UnavailableEr
 log = logging.getLogger(__name__)
 
 BATCH_MAX = 1024  # chains a call
-CALLS_MAX = 2  # open at once: one is computed, one is on its way; meanwhile the next batch grows
+CALLS_MAX = 2  # open at once of one model: one is computed, one is on its way; meanwhile the next batch grows
 PAUSE_S = 0.25  # after a model's first failure; twice as long after each further one in a row
 DOUBLINGS_MAX = 5  # so never longer than 8 s
 ABSENCE_S_MAX = 600.0  # so long a chain waits for a model that is away; then it is reported lost
@@ -43,15 +45,33 @@ class Verifier(Protocol):
         ...
 
 
+class Kind(NamedTuple):
+    """What asks must have in common to go together in a call."""
+
+    model: str
+    checks: bool = False  # a checker's verdict is wanted, not scores
+    last_only: bool = False  # the scores of last steps alone are wanted
+
+
 @dataclass(slots=True, eq=False)
 class Ask:
     """Chains that wait for one model."""
 
-    model: str
+    kind: Kind
     job_id: str
     chains: Chains
-    checks: bool  # a checker's verdict is wanted, not scores
     added_s: float
+    panel: Panel | None = None  # where other models judge them too
+
+    @property
+    def name(self) -> str:
+        """The model's, without its revision."""
+        return self.kind.model.rpartition("@")[0] or self.kind.model
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+        return self.panel is not None and self.panel.over
 
     def __len__(self) -> int:
         return len(self.chains.length)
@@ -100,7 +120,7 @@ class Scoring:
         self._references = references
         self._post = post
         self._now_s, self._chance = now_s, chance
-        self._waiting: deque[Ask] = deque()
+        self._waiting: dict[Kind, deque[Ask]] = {}
         self._open: dict[asyncio.Task[ColumnsScored], list[Ask]] = {}
         self._absences: dict[str, Absence] = {}  # by model
 
@@ -113,23 +133,37 @@ class Scoring:
     def waits(self) -> dict[str, Wait]:
         """What waits because the verifier is away or overloaded, by job."""
         found: dict[str, Wait] = {}
-        for ask in flatten.from_iterable([*self._open.values(), self._waiting]):
-            absence = self._absences.get(ask.model)
-            if absence is not None:
-                since_s = max(absence.since_s, ask.added_s)
-                known = found.get(ask.job_id, Wait(absence.reason, 0, since_s))
-                found[ask.job_id] = Wait(known.reason, known.chains + len(ask), min(known.since_s, since_s))
+        told = set[Panel]()  # of which some model has been found to be away already
+        for ask in flatten.from_iterable([*self._open.values(), *self._waiting.values()]):
+            absence = self._absences.get(ask.kind.model)
+            if absence is None or ask.over:
+                continue
+            since_s = max(absence.since_s, ask.added_s)
+            reason = f"{ask.name}: {absence.reason}" if ask.panel else absence.reason
+            known = found.get(ask.job_id, Wait(reason, 0, since_s))
+            reasons = known.reason if reason in known.reason else f"{known.reason}; {reason}"
+            chains = known.chains + (0 if ask.panel in told else len(ask))
+            found[ask.job_id] = Wait(reasons, chains, min(known.since_s, since_s))
+            if ask.panel:
+                told.add(ask.panel)
         return found
 
     def add(self, command: Score | Check) -> None:
         """Take a command; `pump` sends it."""
-        checks, plan = isinstance(command, Check), command.plan
-        model = plan.checker if checks else plan.verifier
-        self._waiting.append(Ask(model, plan.job_id, command.chains, checks, self._now_s()))
+        plan, now_s = command.plan, self._now_s()
+        if isinstance(command, Check):
+            self._wait(Ask(Kind(plan.checker, checks=True, last_only=True), plan.job_id, command.chains, now_s))
+        elif several := panels(command):
+            for panel in several:
+                for each in panel.verifiers:
+                    kind = Kind(each.model, last_only=last_only(each))
+                    self._wait(Ask(kind, plan.job_id, panel.chains, now_s, panel))
+        else:
+            self._wait(Ask(Kind(plan.verifiers[0].model), plan.job_id, command.chains, now_s))
 
     def pump(self) -> None:
         """Send what waits, as far as calls may be open; asks of one model go together."""
-        while self._waiting and len(self._open) < CALLS_MAX and (batch := self._take()):
+        while batch := self._take():
             chains = self._columns(batch)
             task = asyncio.create_task(self._ask(batch[0], chains))
             self._open[task] = batch
@@ -142,44 +176,47 @@ class Scoring:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _wait(self, ask: Ask) -> None:
+        self._waiting.setdefault(ask.kind, deque()).append(ask)
+
     def _take(self) -> list[Ask]:
-        """The next asks that may go together in a call; none if they wait for models that are away."""
+        """The next asks that may go together in a call, of those that wait longest; none if all wait for their models."""
+        kinds = [kind for kind in self._waiting if self._may_ask(kind.model)]
+        if not kinds:
+            return []
+        queue = self._waiting.pop(min(kinds, key=lambda kind: self._waiting[kind][0].added_s))
         batch, size, rest = list[Ask](), 0, deque[Ask]()
-        for ask in self._waiting:
-            if batch:
-                fits = (ask.model, ask.checks) == (batch[0].model, batch[0].checks) and size + len(ask) <= BATCH_MAX
-            else:
-                fits = self._may_ask(ask.model)
+        for ask in queue:
+            fits = not batch or size + len(ask) <= BATCH_MAX
             (batch if fits else rest).append(ask)
             size += len(ask) if fits else 0
-        self._waiting = rest
+        if rest:
+            self._waiting[rest[0].kind] = rest
         return batch
 
     def _may_ask(self, model: str) -> bool:
-        absence = self._absences.get(model)
-        if absence is None:
-            return True
-        return self._now_s() >= absence.until_s and all(batch[0].model != model for batch in self._open.values())
+        calls, absence = sum(batch[0].kind.model == model for batch in self._open.values()), self._absences.get(model)
+        return calls < CALLS_MAX if absence is None else not calls and self._now_s() >= absence.until_s
 
     async def _ask(self, like: Ask, chains: ChainColumns) -> ColumnsScored:
-        # Of a checker only the last score counts. A policy may want the scores of all steps, and they cost no more than one.
-        return await self._client.score_columns(like.model, chains, last_only=like.checks, wait_for_ready=False)
+        kind = like.kind
+        return await self._client.score_columns(kind.model, chains, last_only=kind.last_only, wait_for_ready=False)
 
     def _done(self, chains: ChainColumns, task: asyncio.Task[ColumnsScored]) -> None:
         """Tell what has become of a call. It is not open any more: whoever hears of it may send the next."""
         batch = self._open.pop(task)
         if task.cancelled():
             return
-        model, error = batch[0].model, task.exception()
+        kind, error = batch[0].kind, task.exception()
         if isinstance(error, UnavailableError | OverloadedError | DeadlineError):
             self._put_back(batch, error)
             return
-        self._absences.pop(model, None)
+        self._absences.pop(kind.model, None)
         if error is not None:
             bug = None if isinstance(error, VerifierError) else error
-            log.error("chains of job %s can't be scored with %s: %s", jobs_of(batch), model, error, exc_info=bug)
+            log.error("chains of job %s can't be scored with %s: %s", jobs_of(batch), kind.model, error, exc_info=bug)
             self._give_up(batch, str(error))
-        elif batch[0].checks:
+        elif kind.checks:
             self._check(batch, task.result().scores)
         else:
             self._score(batch, chains, ColumnScores(task.result().scores, task.result().faults))
@@ -187,7 +224,7 @@ class Scoring:
     def _columns(self, batch: list[Ask]) -> ChainColumns:
         chains = [ask.chains for ask in batch]
         references = list[str]()
-        if batch[0].checks:  # a reward model never sees the right answer
+        if batch[0].kind.checks:  # a reward model never sees the right answer
             of_job = [self._references.get(ask.job_id, {}) for ask in batch]
             trees = [each.tree_id.tolist() for each in chains]
             references = [known.get(tree, "") for known, mine in zip(of_job, trees, strict=True) for tree in mine]
@@ -200,7 +237,7 @@ class Scoring:
 
     def _put_back(self, batch: list[Ask], error: VerifierError) -> None:
         """The model is away or overloaded: leave it alone for a while, and give up what has waited for too long."""
-        model, now_s = batch[0].model, self._now_s()
+        model, now_s = batch[0].kind.model, self._now_s()
         absence = self._absences.setdefault(model, Absence(now_s, now_s, "", failures=0))
         absence.reason = str(error)
         if now_s >= absence.until_s:  # else it is another call's failure, of the same moment
@@ -209,20 +246,29 @@ class Scoring:
             absence.until_s = now_s + max(pause_s, advice_s)
             absence.failures += 1
             log.warning("%d chains of job %s wait for %s: %s", sum(map(len, batch)), jobs_of(batch), model, error)
-        waiting, lost = deque[Ask](), list[Ask]()
-        for ask in flatten(batch, self._waiting):
-            late = ask.model == model and now_s - max(ask.added_s, absence.since_s) > ABSENCE_S_MAX
-            (lost if late else waiting).append(ask)
-        self._waiting = waiting
+        lost = list[Ask]()
+        again, self._waiting = flatten(batch, *self._waiting.values()), {}
+        for ask in again:
+            late = ask.kind.model == model and now_s - max(ask.added_s, absence.since_s) > ABSENCE_S_MAX
+            if late:
+                lost.append(ask)
+            else:
+                self._wait(ask)
         self._give_up(lost, absence.reason)
 
     def _give_up(self, batch: list[Ask], why: str) -> None:
+        """A model will not judge some chains; others are not asked about them any more."""
         for ask in batch:
             chains = ask.chains
-            if ask.checks:
+            if ask.kind.checks:
                 self._post(AnswersChecked(chains.tree_id, np.full(len(ask), Verdict.UNKNOWN, np.uint8)))
-            else:
-                self._post(StepsLost(chains.hint, chains.tree_id, chains.node_id, chains.attempt, f"not scored: {why}"))
+            elif not ask.over:
+                said = f"not scored by {ask.name}: {why}"
+                self._post(StepsLost(chains.hint, chains.tree_id, chains.node_id, chains.attempt, said))
+            if ask.panel:
+                ask.panel.over = True
+        left = {kind: deque(ask for ask in queue if not ask.over) for kind, queue in self._waiting.items()}
+        self._waiting = {kind: queue for kind, queue in left.items() if queue}
 
     def _check(self, batch: list[Ask], scores: NDArray[np.float32]) -> None:
         """Tell what the last scores of the chains mean."""
@@ -236,10 +282,13 @@ class Scoring:
     def _score(self, batch: list[Ask], chains: ChainColumns, scores: ColumnScores) -> None:
         at = 0
         for ask in batch:
-            mine, named = scores.part(chains, at, at + len(ask)), ask.chains
+            mine, last, named = scores.part(chains, at, at + len(ask)), scores.scores[at : at + len(ask)], ask.chains
             at += len(ask)
-            message = f"not scored by {ask.model.partition('@')[0]}: {mine.faults[0].message}" if mine.faults else ""
-            self._post(StepsScored(named.hint, named.tree_id, named.node_id, mine.scores, named.length, message))
+            message = f"not scored by {ask.name}: {mine.faults[0].message}" if mine.faults else ""
+            if ask.panel is None:
+                self._post(StepsScored(named.hint, named.tree_id, named.node_id, mine.scores, named.length, message))
+            elif event := ask.panel.hear(ask.kind.model, last if ask.kind.last_only else mine.scores, message):
+                self._post(event)
 
 
 def jobs_of(batch: list[Ask]) -> str:

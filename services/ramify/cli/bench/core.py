@@ -22,7 +22,7 @@ from ramify.scheduler.events import Committed, Event, StepsSampled, StepsScored,
 from ramify.scheduler.forest.columns import Status
 from ramify.scheduler.forest.ids import root_ids, tree_ids, uniforms
 from ramify.scheduler.memory import keep_freed_memory
-from ramify.scheduler.plan import Generator, JobPlan
+from ramify.scheduler.plan import Generator, JobPlan, Verifier
 from ramify.scheduler.policies.knobs import Knobs
 from ramify.scheduler.shard import Shard, ShardLimits
 
@@ -172,7 +172,7 @@ def measure(name: str, chains: int, batch: int, depth: int) -> dict[str, Any]:
     """Run one algorithm to its end."""
     knobs = Knobs.fill({**ALGORITHMS[name], "max_steps": depth, "max_step_tokens": 64})
     params = StepParams(1.0, 1.0, 64, "\n")
-    plan = JobPlan("bench", knobs.build(), params, (Generator("generator"),), "verifier", "", cut="answer")
+    plan = JobPlan("bench", knobs.build(), params, (Generator("generator"),), (Verifier("verifier"),), "", cut="answer")
     live = 16 if name != "mcts" else knobs["branch"] * knobs["parallel"]
     run = Run(Shard(ShardLimits(flush_ms=COMMIT_MS)), plan, batch)
     gc.collect()

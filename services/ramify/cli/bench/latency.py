@@ -30,7 +30,7 @@ from ramify.scheduler.engines.onnx import OnnxEngine
 from ramify.scheduler.events import AnswersChecked, Committed, Event, StepsScored, Tick, TreesAdmitted
 from ramify.scheduler.forest.columns import TreeStatus
 from ramify.scheduler.forest.ids import root_ids, tree_ids, uniforms
-from ramify.scheduler.plan import Generator, JobPlan, Verdict
+from ramify.scheduler.plan import Generator, JobPlan, Verdict, Verifier
 from ramify.scheduler.policies.knobs import Knobs, Value
 from ramify.scheduler.shard import Shard
 from ramify.verifier.backends.onnx import OnnxScorer
@@ -116,7 +116,7 @@ class Bench:
         found = [Alone(problem) for problem in problems]
         knobs = Knobs.fill(mode)
         params = StepParams(knobs["temperature"], knobs["top_p"], knobs["max_step_tokens"], "\n")
-        plan = JobPlan("bench", knobs.build(), params, (Generator("g"),), "v", "c", aggregate=knobs["aggregate"])
+        plan = JobPlan("bench", knobs.build(), params, (Generator("g"),), (Verifier("v"),), "c", aggregate=knobs["aggregate"])
         for index, each in enumerate(found):
             prompt = self.engine.info.prompt_template.replace("{problem}", each.problem)
             tokens = np.array(self.tokenizer.encode(prompt, add_special_tokens=False).ids, np.int32)

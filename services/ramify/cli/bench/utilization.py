@@ -28,7 +28,7 @@ from ramify.scheduler.engines.simulated import SimulatedEngine, SimulatedParams
 from ramify.scheduler.events import AnswersChecked, Committed, Event, StepsSampled, StepsScored, Tick, TreesAdmitted
 from ramify.scheduler.forest.ids import root_ids, tree_ids, uniforms
 from ramify.scheduler.placement import Fleet, place
-from ramify.scheduler.plan import Generator, JobPlan, Verdict
+from ramify.scheduler.plan import Generator, JobPlan, Verdict, Verifier
 from ramify.scheduler.policies.knobs import Knobs, Value
 from ramify.scheduler.shard import Shard
 
@@ -101,7 +101,9 @@ class Drive:
     def _admitted(self, problems: int, seed: int) -> TreesAdmitted:
         knobs = self.knobs
         params = StepParams(knobs["temperature"], knobs["top_p"], knobs["max_step_tokens"], "\n")
-        plan = JobPlan("bench", knobs.build(), params, (Generator("simulated"),), "v", "", aggregate=knobs["aggregate"])
+        plan = JobPlan(
+            "bench", knobs.build(), params, (Generator("simulated"),), (Verifier("v"),), "", aggregate=knobs["aggregate"]
+        )
         number = np.arange(problems)
         tokens = np.random.default_rng(seed).integers(256, size=problems * PROMPT_TOKENS, dtype=np.int32)
         text = np.frombuffer(b"?" * problems, np.uint8)

@@ -93,11 +93,9 @@ async def pins(subject: Subject) -> Finding:
 def _unmet(row: Row[Any], known: dict[tuple[str, str], str]) -> list[str]:
     spec = job_pb2.JobSpec.FromString(row.spec)
     lines = []
-    names = [each.model for each in spec.generators] or [spec.generator]
-    revisions = row.pin_generator.split(",") if row.pin_generator else [""] * len(names)
     for role, name, pin in (
-        *(("generator", name, pin) for name, pin in zip(names, revisions, strict=True)),
-        ("verifier", spec.verifier, row.pin_verifier),
+        *_pinned("generator", [each.model for each in spec.generators] or [spec.generator], row.pin_generator),
+        *_pinned("verifier", [each.model for each in spec.verifiers] or [spec.verifier], row.pin_verifier),
         ("checker", spec.checker, row.pin_checker),
     ):
         if name and known and (role, name) not in known:
@@ -105,6 +103,12 @@ def _unmet(row: Row[Any], known: dict[tuple[str, str], str]) -> list[str]:
         elif name and known and pin and known[role, name] != pin:
             lines.append(f"job {row.job_id}: its {role} {name} is pinned to {pin}, and the system has {known[role, name]}")
     return lines
+
+
+def _pinned(role: str, names: list[str], pin: str) -> list[tuple[str, str, str]]:
+    """Role, name and revision of each of the models; no revision as long as the job has none."""
+    revisions = pin.split(",") if pin else [""] * len(names)
+    return [(role, name, revision) for name, revision in zip(names, revisions, strict=True)]
 
 
 async def _running(subject: Subject, query: Any) -> Any:
