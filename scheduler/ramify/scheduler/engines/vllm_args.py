@@ -1,6 +1,5 @@
 """What is said of a vLLM engine: options as its engine arguments, its model as a `ModelInfo`."""
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -8,15 +7,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic.errors import PydanticUserError
 from tokenizers import Tokenizer
 from vllm.engine.arg_utils import AsyncEngineArgs  # pyright: ignore[reportMissingImports]
 from vllm.v1.engine.async_llm import AsyncLLM  # pyright: ignore[reportMissingImports]
 
+from ramify.chat import chat_format
 from ramify.scheduler.engines.base import ModelInfo
-from ramify.scheduler.engines.chat import chat_format
 from ramify.scheduler.errors import EngineError
+from ramify.vllm_options import VllmOptionError, engine_options
 
 _DEFAULTS: Mapping[str, Any] = {
     "enable_prefix_caching": True,
@@ -60,15 +58,10 @@ def engine_args(model: str, params: VllmParams, options: Mapping[str, Any]) -> A
     Raises:
         EngineError: names an option that vLLM has not, that is not for the user to set, or whose value is wrong.
     """
-    known = {field.name: field.type for field in fields(AsyncEngineArgs)}
-    for name in options:
-        if name in _OURS:
-            raise EngineError(f"vllm: {name} can't be set: {_OURS[name]}")
-        if name not in known:
-            close = difflib.get_close_matches(name, [*known, *(field.name for field in fields(VllmParams))], 1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise EngineError(f"neither vLLM's engine arguments nor Ramify's options of a vllm engine have {name}{hint}")
-    given = {name: _value(name, known[name], value) for name, value in options.items()}
+    try:
+        given = engine_options(options, reserved=_OURS, others=[field.name for field in fields(VllmParams)])
+    except VllmOptionError as error:
+        raise EngineError(f"vllm: {error}") from error
     if params.slots is not None:
         given.setdefault("max_num_seqs", params.slots)
     if params.lora:
@@ -80,35 +73,6 @@ def engine_args(model: str, params: VllmParams, options: Mapping[str, Any]) -> A
         return AsyncEngineArgs(**{**_DEFAULTS, **given, "model": model, "logprobs_mode": "processed_logprobs"})
     except (ValueError, TypeError, OSError) as error:
         raise EngineError(f"vLLM can't load {model} with these engine arguments: {' '.join(str(error).split())}") from error
-
-
-def _value(name: str, kind: Any, value: Any) -> Any:
-    """A text as a value of a field's type; what is no text is taken as it is."""
-    if not isinstance(value, str):
-        return value
-    try:
-        parsed = json.loads(value)
-    except ValueError:
-        parsed = value
-    try:
-        adapter = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
-    except (PydanticUserError, NameError, TypeError):  # a dataclass has its own configuration, some types can't be checked
-        return _unchecked(name, kind, parsed)
-    for candidate in (value, parsed):
-        try:
-            return adapter.validate_python(candidate)
-        except ValidationError as error:
-            failure = error
-    raise EngineError(f"vllm: {name}={value}: {'; '.join(each['msg'] for each in failure.errors())}")
-
-
-def _unchecked(name: str, kind: Any, parsed: Any) -> Any:
-    try:
-        return TypeAdapter(kind).validate_python(parsed)
-    except ValidationError as error:
-        raise EngineError(f"vllm: {name}: {'; '.join(each['msg'] for each in error.errors())}") from error
-    except (PydanticUserError, NameError, TypeError):
-        return parsed  # vLLM will check it
 
 
 def tokenizer_of(llm: AsyncLLM, model: str) -> Tokenizer:
