@@ -24,7 +24,7 @@ from ramify.v1 import verifier_service_pb2_grpc as pb_grpc
 from ramify.verifier.backends.base import Scorer
 from ramify.verifier.backends.rule import RuleScorer
 from ramify.verifier.backends.simulated import SimulatedScorer
-from ramify.verifier.chains import Chain, ChainError, ChainScores
+from ramify.verifier.chains import CHAIN_STEPS_MAX, Chain, ChainError, ChainScores
 from ramify.verifier.client import VerifierClient
 from ramify.verifier.columns import ChainColumns, ChainFault
 from ramify.verifier.errors import (
@@ -37,9 +37,9 @@ from ramify.verifier.errors import (
     UnavailableError,
     UnknownModelError,
 )
-from ramify.verifier.messages import CHAIN_STEPS_MAX, REQUEST_CHAINS_MAX
+from ramify.verifier.messages import REQUEST_CHAINS_MAX
 from ramify.verifier.rules import RULES
-from ramify.verifier.server import SERVICE_NAME, STREAM_OPEN_MAX, VerifierServer
+from ramify.verifier.server import SERVICE_NAME, STREAM_OPEN_MAX, Limits, VerifierServer
 from tests.unit.verifier.fakes import PATIENCE_S, FakeScorer, chain, expected
 
 SOLUTION = Chain("4 5 6 10>24", ("10-4=6:5 6 6\n", "5*6=30:6 30\n", "30-6=24:24"))
@@ -55,7 +55,7 @@ async def patience() -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def serving(*scorers: Scorer, queue_chains_max: int = 65_536) -> AsyncIterator[tuple[VerifierServer, str]]:
-    server = VerifierServer(queue_chains_max)
+    server = VerifierServer(Limits(queue_chains_max))
     address = await server.start("127.0.0.1:0")
     try:
         await server.serve(scorers)
@@ -88,7 +88,7 @@ async def test_scores_and_errors_of_chains() -> None:
         assert scored.revision == RULES["countdown"].revision
         assert scored.chains[0] == ChainScores([1.0, 1.0, 1.0])
         assert [each.error for each in scored.chains[1:]] == [ChainError.INVALID, ChainError.INVALID]
-        assert [each.scores for each in scored.chains[1:]] == [[], []]
+        assert [len(each.scores) for each in scored.chains[1:]] == [0, 0]
         assert scored.chains[1].message.startswith("'4 5 six' is no puzzle: 'six' is not a number")
         assert scored.chains[2].message == "a chain needs at least one step"
 
@@ -161,7 +161,7 @@ async def test_columns_larger_than_a_request() -> None:
         columns = ChainColumns.of([Chain("p", tuple("s" * size for size in range(length))) for length in lengths])
         scored = await client.score_columns("fake", columns, last_only=True)
         assert scored.faults == []
-        expect = [(length - 1) / 128 if length else np.nan for length in lengths]
+        expect = [(length - 1) / 1024 if length else np.nan for length in lengths]
         np.testing.assert_array_equal(scored.scores, np.array(expect, np.float32))
         none = await client.score_columns("fake", ChainColumns.of([]))
         assert (none.scores.tolist(), none.faults, none.revision) == ([], [], "r1")
@@ -288,7 +288,7 @@ async def test_a_stream_answers_every_request() -> None:
             for index in range(count)
         ]
         answers = {answer.sequence: answer async for answer in stub.ScoreStream(iter(requests))}
-        assert [list(answers[index].chains[0].scores) for index in range(count)] == [[index / 128] for index in range(count)]
+        assert [list(answers[index].chains[0].scores) for index in range(count)] == [[index / 1024] for index in range(count)]
         assert {answer.revision for answer in answers.values()} == {"r1"}
 
 
@@ -376,23 +376,24 @@ async def _score(stub: Any) -> Any:
 
 
 class FlakyScore:
-    """A `Score` that is unavailable at first."""
+    """A `ScoreColumns` that is unavailable at first."""
 
     def __init__(self, failures: int) -> None:
         self.failures, self.attempts = failures, 0
 
-    async def score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:
+    async def score(self, request: pb.ScoreColumnsRequest, context: Any) -> pb.ScoreColumnsResponse:
         self.attempts += 1
         if self.attempts <= self.failures:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
-        return pb.ScoreResponse(chains=[pb.ChainScores(scores=[0.5])] * len(request.chains), revision="f")
+        return pb.ScoreColumnsResponse(scores=np.float32(0.5).tobytes() * (len(request.length) // 4), revision="f")
 
 
 @asynccontextmanager
 async def serving_score(score: FlakyScore) -> AsyncIterator[str]:
     server = grpc.aio.server()
-    handler = grpc.unary_unary_rpc_method_handler(score.score, pb.ScoreRequest.FromString, pb.ScoreResponse.SerializeToString)
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE_NAME, {"Score": handler})])
+    parse, write = pb.ScoreColumnsRequest.FromString, pb.ScoreColumnsResponse.SerializeToString
+    handler = grpc.unary_unary_rpc_method_handler(score.score, parse, write)
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE_NAME, {"ScoreColumns": handler})])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     yield f"127.0.0.1:{port}"

@@ -24,39 +24,39 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n ramify/v1/verifier_service.proto\x12\tramify.v1\"J\n\x05\x43hain\x12\x0f\n\x07problem\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x03(\t\x12\x11\n\treference\x18\x03 \x01(\t\x12\x0e\n\x06prefix\x18\x04 \x01(\x0c\"b\n\x0b\x43hainScores\x12\x0e\n\x06scores\x18\x01 \x03(\x02\x12$\n\x05\x65rror\x18\x02 \x01(\x0e\x32\x15.ramify.v1.ChainError\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\x0c\"Q\n\x0cScoreRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12 \n\x06\x63hains\x18\x02 \x03(\x0b\x32\x10.ramify.v1.Chain\x12\x10\n\x08priority\x18\x03 \x01(\x05\"I\n\rScoreResponse\x12&\n\x06\x63hains\x18\x01 \x03(\x0b\x32\x16.ramify.v1.ChainScores\x12\x10\n\x08revision\x18\x02 \x01(\t\"i\n\x12ScoreStreamRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\r\n\x05model\x18\x02 \x01(\t\x12 \n\x06\x63hains\x18\x03 \x03(\x0b\x32\x10.ramify.v1.Chain\x12\x10\n\x08priority\x18\x04 \x01(\x05\"a\n\x13ScoreStreamResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12&\n\x06\x63hains\x18\x02 \x03(\x0b\x32\x16.ramify.v1.ChainScores\x12\x10\n\x08revision\x18\x03 \x01(\t\"\xb1\x01\n\x13ScoreColumnsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\x0c\x12\x12\n\ntext_count\x18\x04 \x01(\x0c\x12\x0e\n\x06length\x18\x05 \x01(\x0c\x12\x12\n\nreferences\x18\x06 \x03(\t\x12\x11\n\tlast_only\x18\x07 \x01(\x08\x12\x0e\n\x06prefix\x18\x08 \x01(\x0c\x12\x10\n\x08priority\x18\t \x01(\x05\"R\n\nChainFault\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12$\n\x05\x65rror\x18\x02 \x01(\x0e\x32\x15.ramify.v1.ChainError\x12\x0f\n\x07message\x18\x03 \x01(\t\"r\n\x14ScoreColumnsResponse\x12\x0e\n\x06scores\x18\x01 \x01(\x0c\x12%\n\x06\x66\x61ults\x18\x02 \x03(\x0b\x32\x15.ramify.v1.ChainFault\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x11\n\tremembers\x18\x04 \x01(\x08\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"3\n\x10GetModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.ramify.v1.Model\"\x8b\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x03 \x01(\t\x12\x1a\n\x12\x63ontext_tokens_max\x18\x04 \x01(\r\x12\x0e\n\x06models\x18\x05 \x03(\t\x12\x12\n\nconvention\x18\x06 \x01(\t\x12\x11\n\tremembers\x18\x07 \x01(\x08*\x90\x01\n\nChainError\x12\x1b\n\x17\x43HAIN_ERROR_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43HAIN_ERROR_INVALID\x10\x01\x12\x18\n\x14\x43HAIN_ERROR_TOO_LONG\x10\x02\x12\x15\n\x11\x43HAIN_ERROR_MODEL\x10\x03\x12\x1b\n\x17\x43HAIN_ERROR_NEED_PREFIX\x10\x04\x32\xb5\x02\n\x0fVerifierService\x12:\n\x05Score\x12\x17.ramify.v1.ScoreRequest\x1a\x18.ramify.v1.ScoreResponse\x12P\n\x0bScoreStream\x12\x1d.ramify.v1.ScoreStreamRequest\x1a\x1e.ramify.v1.ScoreStreamResponse(\x01\x30\x01\x12O\n\x0cScoreColumns\x12\x1e.ramify.v1.ScoreColumnsRequest\x1a\x1f.ramify.v1.ScoreColumnsResponse\x12\x43\n\x08GetModel\x12\x1a.ramify.v1.GetModelRequest\x1a\x1b.ramify.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n ramify/v1/verifier_service.proto\x12\tramify.v1\"J\n\x05\x43hain\x12\x0f\n\x07problem\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x03(\t\x12\x11\n\treference\x18\x03 \x01(\t\x12\x0e\n\x06prefix\x18\x04 \x01(\x0c\"b\n\x0b\x43hainScores\x12\x0e\n\x06scores\x18\x01 \x03(\x02\x12$\n\x05\x65rror\x18\x02 \x01(\x0e\x32\x15.ramify.v1.ChainError\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\x0c\"`\n\x0cScoreRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12 \n\x06\x63hains\x18\x02 \x03(\x0b\x32\x10.ramify.v1.Chain\x12\x10\n\x08priority\x18\x03 \x01(\x05\x12\r\n\x05names\x18\x04 \x01(\x08\"I\n\rScoreResponse\x12&\n\x06\x63hains\x18\x01 \x03(\x0b\x32\x16.ramify.v1.ChainScores\x12\x10\n\x08revision\x18\x02 \x01(\t\"x\n\x12ScoreStreamRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\r\n\x05model\x18\x02 \x01(\t\x12 \n\x06\x63hains\x18\x03 \x03(\x0b\x32\x10.ramify.v1.Chain\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\r\n\x05names\x18\x05 \x01(\x08\"a\n\x13ScoreStreamResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12&\n\x06\x63hains\x18\x02 \x03(\x0b\x32\x16.ramify.v1.ChainScores\x12\x10\n\x08revision\x18\x03 \x01(\t\"\xc0\x01\n\x13ScoreColumnsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\x0c\x12\x12\n\ntext_count\x18\x04 \x01(\x0c\x12\x0e\n\x06length\x18\x05 \x01(\x0c\x12\x12\n\nreferences\x18\x06 \x03(\t\x12\x11\n\tlast_only\x18\x07 \x01(\x08\x12\x0e\n\x06prefix\x18\x08 \x01(\x0c\x12\x10\n\x08priority\x18\t \x01(\x05\x12\r\n\x05names\x18\n \x01(\x08\"R\n\nChainFault\x12\r\n\x05\x63hain\x18\x01 \x01(\r\x12$\n\x05\x65rror\x18\x02 \x01(\x0e\x32\x15.ramify.v1.ChainError\x12\x0f\n\x07message\x18\x03 \x01(\t\"n\n\x14ScoreColumnsResponse\x12\x0e\n\x06scores\x18\x01 \x01(\x0c\x12%\n\x06\x66\x61ults\x18\x02 \x03(\x0b\x32\x15.ramify.v1.ChainFault\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\r\n\x05names\x18\x04 \x01(\x0c\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"3\n\x10GetModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.ramify.v1.Model\"\x8b\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x03 \x01(\t\x12\x1a\n\x12\x63ontext_tokens_max\x18\x04 \x01(\r\x12\x0e\n\x06models\x18\x05 \x03(\t\x12\x12\n\nconvention\x18\x06 \x01(\t\x12\x11\n\tremembers\x18\x07 \x01(\x08*\x90\x01\n\nChainError\x12\x1b\n\x17\x43HAIN_ERROR_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43HAIN_ERROR_INVALID\x10\x01\x12\x18\n\x14\x43HAIN_ERROR_TOO_LONG\x10\x02\x12\x15\n\x11\x43HAIN_ERROR_MODEL\x10\x03\x12\x1b\n\x17\x43HAIN_ERROR_NEED_PREFIX\x10\x04\x32\xb5\x02\n\x0fVerifierService\x12:\n\x05Score\x12\x17.ramify.v1.ScoreRequest\x1a\x18.ramify.v1.ScoreResponse\x12P\n\x0bScoreStream\x12\x1d.ramify.v1.ScoreStreamRequest\x1a\x1e.ramify.v1.ScoreStreamResponse(\x01\x30\x01\x12O\n\x0cScoreColumns\x12\x1e.ramify.v1.ScoreColumnsRequest\x1a\x1f.ramify.v1.ScoreColumnsResponse\x12\x43\n\x08GetModel\x12\x1a.ramify.v1.GetModelRequest\x1a\x1b.ramify.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ramify.v1.verifier_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHAINERROR']._serialized_start=1197
-  _globals['_CHAINERROR']._serialized_end=1341
+  _globals['_CHAINERROR']._serialized_start=1238
+  _globals['_CHAINERROR']._serialized_end=1382
   _globals['_CHAIN']._serialized_start=47
   _globals['_CHAIN']._serialized_end=121
   _globals['_CHAINSCORES']._serialized_start=123
   _globals['_CHAINSCORES']._serialized_end=221
   _globals['_SCOREREQUEST']._serialized_start=223
-  _globals['_SCOREREQUEST']._serialized_end=304
-  _globals['_SCORERESPONSE']._serialized_start=306
-  _globals['_SCORERESPONSE']._serialized_end=379
-  _globals['_SCORESTREAMREQUEST']._serialized_start=381
-  _globals['_SCORESTREAMREQUEST']._serialized_end=486
-  _globals['_SCORESTREAMRESPONSE']._serialized_start=488
-  _globals['_SCORESTREAMRESPONSE']._serialized_end=585
-  _globals['_SCORECOLUMNSREQUEST']._serialized_start=588
-  _globals['_SCORECOLUMNSREQUEST']._serialized_end=765
-  _globals['_CHAINFAULT']._serialized_start=767
-  _globals['_CHAINFAULT']._serialized_end=849
-  _globals['_SCORECOLUMNSRESPONSE']._serialized_start=851
-  _globals['_SCORECOLUMNSRESPONSE']._serialized_end=965
-  _globals['_GETMODELREQUEST']._serialized_start=967
-  _globals['_GETMODELREQUEST']._serialized_end=999
-  _globals['_GETMODELRESPONSE']._serialized_start=1001
-  _globals['_GETMODELRESPONSE']._serialized_end=1052
-  _globals['_MODEL']._serialized_start=1055
-  _globals['_MODEL']._serialized_end=1194
-  _globals['_VERIFIERSERVICE']._serialized_start=1344
-  _globals['_VERIFIERSERVICE']._serialized_end=1653
+  _globals['_SCOREREQUEST']._serialized_end=319
+  _globals['_SCORERESPONSE']._serialized_start=321
+  _globals['_SCORERESPONSE']._serialized_end=394
+  _globals['_SCORESTREAMREQUEST']._serialized_start=396
+  _globals['_SCORESTREAMREQUEST']._serialized_end=516
+  _globals['_SCORESTREAMRESPONSE']._serialized_start=518
+  _globals['_SCORESTREAMRESPONSE']._serialized_end=615
+  _globals['_SCORECOLUMNSREQUEST']._serialized_start=618
+  _globals['_SCORECOLUMNSREQUEST']._serialized_end=810
+  _globals['_CHAINFAULT']._serialized_start=812
+  _globals['_CHAINFAULT']._serialized_end=894
+  _globals['_SCORECOLUMNSRESPONSE']._serialized_start=896
+  _globals['_SCORECOLUMNSRESPONSE']._serialized_end=1006
+  _globals['_GETMODELREQUEST']._serialized_start=1008
+  _globals['_GETMODELREQUEST']._serialized_end=1040
+  _globals['_GETMODELRESPONSE']._serialized_start=1042
+  _globals['_GETMODELRESPONSE']._serialized_end=1093
+  _globals['_MODEL']._serialized_start=1096
+  _globals['_MODEL']._serialized_end=1235
+  _globals['_VERIFIERSERVICE']._serialized_start=1385
+  _globals['_VERIFIERSERVICE']._serialized_end=1694
 # @@protoc_insertion_point(module_scope)

@@ -106,7 +106,7 @@ class ChainScores(_message.Message):
     message: _builtins.str
     """What is wrong, for people."""
     name: _builtins.bytes
-    """The chain's name, where the model remembers it and it can be a prefix from now on; else empty."""
+    """If it was asked for, and the model remembers the chain: its name, which can be a prefix from now on."""
     @_builtins.property
     def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """One score for each step, those of the prefix among them, between 0 and 1. Empty if there is an error."""
@@ -136,10 +136,13 @@ class ScoreRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     CHAINS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Which model."""
     priority: _builtins.int
     """Who has the lower number is scored first; what has the same, in order of arrival."""
+    names: _builtins.bool
+    """The chains' names are wanted."""
     @_builtins.property
     def chains(self) -> _containers.RepeatedCompositeFieldContainer[Global___Chain]:
         """At most 4,096."""
@@ -150,10 +153,11 @@ class ScoreRequest(_message.Message):
         model: _builtins.str = ...,
         chains: _abc.Iterable[Global___Chain] | None = ...,
         priority: _builtins.int = ...,
+        names: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chains", b"chains", "model", b"model", "priority", b"priority"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chains", b"chains", "model", b"model", "names", b"names", "priority", b"priority"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -197,11 +201,14 @@ class ScoreStreamRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     CHAINS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Comes back with the answer; unique among the open requests of the stream."""
     model: _builtins.str
     """Which model."""
     priority: _builtins.int
+    """See ScoreRequest."""
+    names: _builtins.bool
     """See ScoreRequest."""
     @_builtins.property
     def chains(self) -> _containers.RepeatedCompositeFieldContainer[Global___Chain]:
@@ -214,10 +221,11 @@ class ScoreStreamRequest(_message.Message):
         model: _builtins.str = ...,
         chains: _abc.Iterable[Global___Chain] | None = ...,
         priority: _builtins.int = ...,
+        names: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chains", b"chains", "model", b"model", "priority", b"priority", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chains", b"chains", "model", b"model", "names", b"names", "priority", b"priority", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -270,6 +278,7 @@ class ScoreColumnsRequest(_message.Message):
     LAST_ONLY_FIELD_NUMBER: _builtins.int
     PREFIX_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Which model."""
     revision: _builtins.str
@@ -288,6 +297,8 @@ class ScoreColumnsRequest(_message.Message):
     """Name of the chain that each one continues, see Chain; 16 bytes each, zeros for a chain that comes whole. R of them or none."""
     priority: _builtins.int
     """See ScoreRequest."""
+    names: _builtins.bool
+    """See ScoreRequest."""
     @_builtins.property
     def references(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The right answer of each chain, for rules that compare: R or none."""
@@ -304,10 +315,11 @@ class ScoreColumnsRequest(_message.Message):
         last_only: _builtins.bool = ...,
         prefix: _builtins.bytes = ...,
         priority: _builtins.int = ...,
+        names: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_only", b"last_only", "length", b"length", "model", b"model", "prefix", b"prefix", "priority", b"priority", "references", b"references", "revision", b"revision", "text", b"text", "text_count", b"text_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_only", b"last_only", "length", b"length", "model", b"model", "names", b"names", "prefix", b"prefix", "priority", b"priority", "references", b"references", "revision", b"revision", "text", b"text", "text_count", b"text_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -352,15 +364,15 @@ class ScoreColumnsResponse(_message.Message):
     SCORES_FIELD_NUMBER: _builtins.int
     FAULTS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
-    REMEMBERS_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
     scores: _builtins.bytes
     """Little-endian float32: a score for each step of the first chain, those of its prefix among them, then of the next; or for each
     chain, with last_only. Between 0 and 1; NaN for a chain that can't be scored, for each of its steps that were in the text.
     """
     revision: _builtins.str
     """Revision of the model that scored them all."""
-    remembers: _builtins.bool
-    """Whether the model remembers chains that have no fault: they can be prefixes from now on."""
+    names: _builtins.bytes
+    """If they were asked for: the chains' names, 16 bytes each, zeros for one that is not remembered."""
     @_builtins.property
     def faults(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChainFault]:
         """The chains that can't be scored, in order."""
@@ -371,11 +383,11 @@ class ScoreColumnsResponse(_message.Message):
         scores: _builtins.bytes = ...,
         faults: _abc.Iterable[Global___ChainFault] | None = ...,
         revision: _builtins.str = ...,
-        remembers: _builtins.bool = ...,
+        names: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["faults", b"faults", "remembers", b"remembers", "revision", b"revision", "scores", b"scores"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["faults", b"faults", "names", b"names", "revision", b"revision", "scores", b"scores"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

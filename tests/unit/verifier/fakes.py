@@ -40,7 +40,7 @@ class FakeScorer(ChainScorer):
 
 
 def expected(chain: Chain) -> ChainScores:
-    return ChainScores([len(step) / 128 for step in chain.steps])
+    return ChainScores([len(step) / 1024 for step in chain.steps])
 
 
 def chain(name: str, *steps: str) -> Chain:

@@ -42,8 +42,12 @@ async def hold(batcher: Batcher, scorer: FakeScorer) -> asyncio.Task[list[ChainS
 
 
 async def submit(batcher: Batcher, *chains: Chain, deadline_s: float | None = None) -> asyncio.Task[list[ChainScores]]:
+    """Asks for some chains; they are in the queue then, or the model has them."""
+    assert isinstance(batcher.scorer, FakeScorer)
+    tokens, calls = batcher.waiting_tokens + int(ChainColumns.of(chains).fresh_bytes.sum()), len(batcher.scorer.calls)
     task = asyncio.create_task(score(batcher, chains, deadline_s))
-    await next_turn()
+    while batcher.waiting_tokens < tokens and len(batcher.scorer.calls) == calls and not task.done():
+        await next_turn()
     return task
 
 
@@ -54,7 +58,7 @@ async def test_requests_that_wait_together_share_a_batch() -> None:
         tasks = [await submit(batcher, chain(name, "s" * len(name))) for name in ("a", "bb", "ccc")]
         assert batcher.waiting_chains == 3
         scorer.gate.set()
-        assert await asyncio.gather(held, *tasks) == [[ChainScores([size / 128])] for size in (1, 1, 2, 3)]
+        assert await asyncio.gather(held, *tasks) == [[ChainScores([size / 1024])] for size in (1, 1, 2, 3)]
     assert [len(call) for call in scorer.calls] == [1, 3]
 
 
@@ -98,15 +102,22 @@ async def test_the_queue_is_bounded() -> None:
 
 
 async def test_the_retry_delay_is_what_the_queue_takes_at_the_recent_throughput() -> None:
-    scorer, clock = FakeScorer(), iter(range(1000))
-    # The clock goes on by a second each time it is read; a batch reads it twice: one chain a second.
-    async with batching(scorer, queue_chains_max=4, now_s=lambda: float(next(clock))) as batcher:
-        await score(batcher, [chain("first")])
+    class Slow(FakeScorer):
+        now_s = 0.0
+
+        def score(self, chains: Sequence[Chain]) -> list[ChainScores]:
+            self.now_s += len(chains)  # one chain of two bytes a second
+            return super().score(chains)
+
+    scorer = Slow(batch_tokens_max=2)
+    async with batching(scorer, queue_chains_max=4, now_s=lambda: scorer.now_s) as batcher:
+        await score(batcher, [chain("f")])
         held = await hold(batcher, scorer)
         waiting = await submit(batcher, *map(chain, "abcd"))
+        held_tokens = int(ChainColumns.of(scorer.calls[-1]).fresh_bytes.sum())
         with pytest.raises(OverloadedError) as caught:
             await score(batcher, [chain("e")])
-        assert caught.value.retry_delay_ms == 4000
+        assert caught.value.retry_delay_ms == 1000 * (4 + held_tokens / 2)
         scorer.gate.set()
         await asyncio.gather(held, waiting)
 

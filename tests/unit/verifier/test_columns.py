@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from ramify.verifier.chains import NO_STEP, Chain, ChainScores
 from ramify.verifier.columns import ChainColumns, ColumnScores
 from ramify.verifier.errors import InvalidRequestError
+from ramify.verifier.sent import Answers
 
 texts = st.text("aé€𝄞\n", max_size=4)
 chain_lists = st.lists(st.builds(Chain, texts, st.lists(texts, max_size=3).map(tuple), texts), max_size=6)
@@ -76,8 +77,9 @@ def test_scores_as_columns_and_back() -> None:
     found = ColumnScores.of(each, columns)
     assert found.scores.tolist() == [0.25, 0.5, 0.75]
     assert found.chains(columns) == each
-    assert found.last(columns).tolist()[::2] == [0.5, 0.75]
-    assert np.isnan(found.last(columns)[1])
+    last = Answers(found.scores, columns.length).last()
+    assert last.tolist()[::2] == [0.5, 0.75]
+    assert np.isnan(last[1])
     assert found.part(columns, 1, 3).chains(columns.part(1, 3)) == each[1:]
     assert found.part(columns, 0, 1).faults == []
 

@@ -6,24 +6,27 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, start_http_server
 
 from ramify.process import stop_event, write_ready_file
-from ramify.verifier.backends.base import Scorer
-from ramify.verifier.backends.rule import RuleScorer
+from ramify.tls import TlsError, server_tls
 from ramify.verifier.batching import QUEUE_CHAINS_MAX
 from ramify.verifier.errors import StartupError
-from ramify.verifier.rules import RULES
-from ramify.verifier.server import VerifierServer
+from ramify.verifier.loading import MODEL_HELP, load_scorers
+from ramify.verifier.memory import MEMORY_BYTES_MAX
+from ramify.verifier.rules import known_rules
+from ramify.verifier.server import DRAIN_S_MAX, Limits, VerifierServer
 
 logger = logging.getLogger("ramify.verifier")
 
 EXIT_STARTUP = 2
-MODEL_HELP = "a process reward model in ONNX form; NAME=simulated?base_ms=2&token_us=5 is one that only hashes"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m ramify.verifier") -> int:
     """Runs until SIGTERM or SIGINT. Returns the exit code: 0 after a stop, 2 if it cannot start."""
-    options = _parser().parse_args(arguments)
+    options = _parser(prog).parse_args(arguments)
     logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         asyncio.run(_serve(options))
@@ -33,13 +36,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ramify.verifier", description="Scores chains of reasoning steps.")
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Scores chains of reasoning steps.")
     parser.add_argument("--model", action="append", default=[], metavar="NAME=FOLDER", help=MODEL_HELP)
-    parser.add_argument("--rule", action="append", default=[], metavar="NAME", help=f"one of: {', '.join(RULES)}")
+    parser.add_argument("--rule", action="append", default=[], metavar="NAME", help=f"one of: {', '.join(known_rules())}")
     parser.add_argument("--listen", default="127.0.0.1:50061", metavar="HOST:PORT", help="port 0 takes a free one")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each ONNX model (default 1)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each model on the CPU (default 1)")
     parser.add_argument("--queue-chains-max", type=int, default=QUEUE_CHAINS_MAX, help="chains of one model that may wait")
+    parser.add_argument("--memory-mib", type=int, default=MEMORY_BYTES_MAX >> 20, help="chains that one model remembers; 0: none")
+    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate to show, PEM; renewed when the file changes")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its key")
+    parser.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="let in only clients of these authorities (mTLS)")
+    parser.add_argument("--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus here, at /metrics")
+    parser.add_argument("--drain-s", type=float, default=DRAIN_S_MAX, help="for open calls, once it is to stop")
     parser.add_argument("--ready-file", type=Path, help="written once it serves: its address and pid, as JSON")
     parser.add_argument("--exit-with-stdin", action="store_true", help="stop when standard input ends")
     parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
@@ -48,8 +57,14 @@ def _parser() -> argparse.ArgumentParser:
 
 async def _serve(options: argparse.Namespace) -> None:
     stop = stop_event(options.exit_with_stdin)
-    server = VerifierServer(options.queue_chains_max)
+    registry = CollectorRegistry()
+    try:
+        tls = server_tls(options.tls_cert, options.tls_key, options.tls_client_ca)
+    except TlsError as error:
+        raise StartupError(f"--tls-cert, --tls-key and --tls-client-ca: {error}") from error
+    server = VerifierServer(Limits(options.queue_chains_max, options.memory_mib << 20), tls=tls, registry=registry)
     address = await server.start(options.listen)
+    metrics = _serve_metrics(options.metrics, registry) if options.metrics else None
     try:
         scorers = await asyncio.to_thread(load_scorers, options.model, options.rule, options.threads)
         await server.serve(scorers)
@@ -59,47 +74,21 @@ async def _serve(options: argparse.Namespace) -> None:
         await stop.wait()
         logger.info("stopping")
     finally:
-        await server.stop()
+        await server.stop(options.drain_s)
+        if metrics is not None:
+            metrics.shutdown()
+            metrics.server_close()
 
 
-def load_scorers(models: Sequence[str], rules: Sequence[str], threads: int) -> list[Scorer]:
-    """Loads models ("NAME=FOLDER" or "NAME=simulated?OPTION=VALUE&...") and rules, in that order.
-
-    Raises:
-        StartupError: one cannot be loaded, two have one name, or there are none.
-    """
-    scorers: list[Scorer] = []
-    for model in models:
-        name, equals, folder = model.partition("=")
-        if not (name and equals and folder):
-            raise StartupError(f"--model '{model}' is not NAME=FOLDER")
-        scorers.append(load_model(name, folder, threads))
-    for rule in rules:
-        if rule not in RULES:
-            raise StartupError(f"no rule '{rule}'; there is {', '.join(RULES)}")
-        scorers.append(RuleScorer(RULES[rule]))
-    names = [scorer.name for scorer in scorers]
-    if not names:
-        raise StartupError("nothing to serve: give --model NAME=FOLDER or --rule NAME")
-    if len(set(names)) < len(names):
-        raise StartupError(f"two models have one name: {', '.join(names)}")
-    return scorers
-
-
-def load_model(name: str, folder: str, threads: int) -> Scorer:
-    """Loads the model in a folder, or the simulated one if it is called so; a real folder of that name is `./simulated`.
-
-    Raises:
-        StartupError: it cannot be loaded.
-    """
-    if folder.partition("?")[0] == "simulated":
-        from ramify.verifier.backends.simulated import load_simulated
-
-        return load_simulated(name, folder)
-    # Only here: rules alone need no ONNX Runtime, which takes a second and 60 MB.
-    from ramify.verifier.backends.onnx import OnnxScorer
-
-    return OnnxScorer(name, Path(folder), threads=threads)
+def _serve_metrics(listen: str, registry: CollectorRegistry) -> WSGIServer:
+    """Serves what is in the registry over HTTP, in a thread of its own."""
+    host, _, port = listen.rpartition(":")
+    try:
+        server, _ = start_http_server(int(port), host or "127.0.0.1", registry)
+    except (OSError, ValueError, OverflowError) as error:
+        raise StartupError(f"cannot serve metrics on '{listen}': {error}") from error
+    logger.info("metrics are at http://%s:%d/metrics", host, server.server_port)
+    return server
 
 
 if __name__ == "__main__":

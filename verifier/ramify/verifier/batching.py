@@ -1,7 +1,8 @@
-"""Dynamic batching: many small requests become few large calls of a model.
+"""Continuous batching: many small requests become few large calls of a model, and the next call takes what waits by then.
 
-One `Batcher` a model: a bounded queue of requests in order of arrival, and one worker that cuts batches from its head
-and runs them in a thread. A request larger than a batch is cut; a batch takes from as many requests as fit.
+One `Batcher` a model: a bounded queue of requests, the lowest priority number first and then in order of arrival, and workers
+that cut batches from its head, by tokens, and run them in threads. A request larger than a batch is cut; a batch takes from as
+many requests as fit. What can't be done before its deadline is refused when it comes, or dropped before it is computed.
 """
 
 import asyncio
@@ -10,17 +11,21 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry
 
 from ramify.verifier.backends.base import Scorer
 from ramify.verifier.columns import ChainColumns, ChainFault, ColumnScores
 from ramify.verifier.errors import DeadlineError, ModelError, OverloadedError, UnavailableError
+from ramify.verifier.metrics import Metrics, ModelMetrics
 
 logger = logging.getLogger(__name__)
 
 QUEUE_CHAINS_MAX = 65_536
+QUEUE_BYTES_MAX = 256 << 20
 
 # Bounds on the advice to an overloaded caller, and the advice before there is any throughput to go by.
 _RETRY_DELAY_MS_MIN, _RETRY_DELAY_MS_MAX, _RETRY_DELAY_MS_UNKNOWN = 10, 10_000, 100
@@ -28,17 +33,33 @@ _RETRY_DELAY_MS_MIN, _RETRY_DELAY_MS_MAX, _RETRY_DELAY_MS_UNKNOWN = 10, 10_000, 
 # Weight of the newest batch in the recent throughput: it forgets in about ten batches.
 _THROUGHPUT_WEIGHT = 0.2
 
+# What the throughput is thought to grow by with each request that it makes us drop: a wrong one must not keep itself alive.
+_DOUBT = 1.1
+
 
 @dataclass(eq=False, slots=True)
 class _Request:
-    """Chains that arrived together. Those before `taken` are in a batch or done; scores and faults grow in order."""
+    """Chains that arrived together. Those before `taken` are in a batch or done."""
 
     chains: ChainColumns
+    ends: NDArray[np.int64]  # [R] where each chain's tokens end
+    priority: int
+    deadline_s: float
+    arrived_s: float
     done: asyncio.Future[ColumnScores]
-    deadline_s: float | None
+    scores: NDArray[np.float32]  # of all steps, as far as they are there
+    missing: int  # chains without scores
     taken: int = 0
-    scores: list[NDArray[np.float32]] = field(default_factory=list)
     faults: list[ChainFault] = field(default_factory=list)
+
+    def tokens(self, start: int, end: int) -> int:
+        """Of the chains [start, end)."""
+        return int(self.ends[end - 1] - (self.ends[start - 1] if start else 0)) if end > start else 0
+
+    def fitting(self, tokens_max: int) -> int:
+        """The end of the longest run of chains that are not taken and have at most so many tokens."""
+        before = int(self.ends[self.taken - 1]) if self.taken else 0
+        return max(self.taken, int(np.searchsorted(self.ends, before + tokens_max, "right")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +81,7 @@ class Batcher:
     Args:
         scorer: The model.
         queue_chains_max: Chains that may wait; beyond it, `score` raises `OverloadedError`.
+        metrics: Where it tells how it fares; None: nowhere.
         now_s: The clock, in seconds, that deadlines are on; the event loop's by default.
     """
 
@@ -68,18 +90,21 @@ class Batcher:
         scorer: Scorer,
         *,
         queue_chains_max: int = QUEUE_CHAINS_MAX,
+        metrics: ModelMetrics | None = None,
         now_s: Callable[[], float] | None = None,
     ) -> None:
         self.scorer = scorer
+        self.metrics = metrics or ModelMetrics(Metrics(CollectorRegistry()), scorer.name)
         self._queue_chains_max = queue_chains_max
         self._now_s = now_s or asyncio.get_running_loop().time
-        self._queue: OrderedDict[_Request, None] = OrderedDict()
-        self._waiting_chains = 0
-        self._waiting_bytes = 0
+        self._queues: dict[int, OrderedDict[_Request, None]] = {}  # by priority; none of them is empty
+        self._waiting_chains = self._waiting_bytes = 0  # with those whose tokens are being counted
+        self._waiting_tokens = self._computing_tokens = 0
         self._arrived = asyncio.Event()
-        self._chains_per_s = 0.0
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"scorer-{scorer.name}")
-        self._worker = asyncio.create_task(self._work(), name=f"batcher-{scorer.name}")
+        self._tokens_per_s = 0.0
+        # One thread more than calls: tokens are counted while they are computed.
+        self._executor = ThreadPoolExecutor(scorer.calls_max + 1, thread_name_prefix=f"scorer-{scorer.name}")
+        self._workers = [asyncio.create_task(self._work(), name=f"batcher-{scorer.name}") for _ in range(scorer.calls_max)]
         self._closed = False
 
     @property
@@ -87,138 +112,212 @@ class Batcher:
         """Chains in the queue, those being computed not among them."""
         return self._waiting_chains
 
-    async def score(self, chains: ChainColumns, deadline_s: float | None = None) -> ColumnScores:
+    @property
+    def waiting_tokens(self) -> int:
+        """Of the chains in the queue, as far as they have been counted."""
+        return self._waiting_tokens
+
+    async def score(self, chains: ChainColumns, deadline_s: float | None = None, priority: int = 0) -> ColumnScores:
         """The scores of the chains. A cancelled call leaves the queue at once.
 
         Args:
             chains: What to score.
             deadline_s: When the scores are worthless, on the batcher's clock.
+            priority: Who has the lower number is scored first.
 
         Raises:
-            OverloadedError: the queue has no room for them all.
+            OverloadedError: the queue has no room for them all, or they could not be done before the deadline.
             DeadlineError: the deadline passed while they waited.
             ModelError: the model failed on a batch with one of them.
             UnavailableError: the batcher is closed.
         """
         if self._closed:
-            raise UnavailableError(f"model '{self.scorer.name}' is stopping")
+            raise self._stopping()
         if not len(chains):
             return ColumnScores(np.empty(0, np.float32), [])
-        if self._waiting_chains + len(chains) > self._queue_chains_max:
-            raise OverloadedError(
-                f"model '{self.scorer.name}' has {self._waiting_chains} chains waiting and room for"
-                f" {self._queue_chains_max}; these are {len(chains)} more",
-                self._retry_delay_ms(),
-            )
-        request = _Request(chains, asyncio.get_running_loop().create_future(), deadline_s)
-        self._queue[request] = None
-        self._waiting_chains += len(chains)
-        self._waiting_bytes += len(chains.text)
+        deadline_s = float("inf") if deadline_s is None else deadline_s
+        self._check_room(chains, deadline_s)
+        self._hold(len(chains), len(chains.text))
+        try:
+            ends = np.cumsum(await self._aside(partial(self.scorer.tokens, chains)), dtype=np.int64)
+        except BaseException:
+            self._hold(-len(chains), -len(chains.text))
+            raise
+        done: asyncio.Future[ColumnScores] = asyncio.get_running_loop().create_future()
+        scores = np.empty(chains.step_count, np.float32)
+        request = _Request(chains, ends, priority, deadline_s, self._now_s(), done, scores, len(chains))
+        self._queues.setdefault(priority, OrderedDict())[request] = None
+        self._waiting_tokens += int(ends[-1])
+        if self._closed:  # meanwhile
+            self._leave(request)
+            raise self._stopping()
         self._arrived.set()
         try:
-            return await request.done
+            return await done
         finally:
             self._leave(request)
 
     async def close(self) -> None:
-        """Fails what still waits, waits for the batch that is being computed, and stops."""
+        """Fails what still waits, waits for the batches that are being computed, and stops."""
         self._closed = True
-        for request in list(self._queue):
+        for request in [request for queue in self._queues.values() for request in queue]:
             self._leave(request)
-            _fail(request, UnavailableError(f"model '{self.scorer.name}' is stopping"))
+            _fail(request, self._stopping())
         self._arrived.set()
-        await self._worker
-        self._executor.shutdown()
+        await asyncio.gather(*self._workers)
+        await asyncio.to_thread(self._executor.shutdown)
+        self.scorer.close()
+
+    async def _aside(self, call: Callable[[], NDArray[np.int64]]) -> NDArray[np.int64]:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+        except RuntimeError as error:
+            if self._closed:  # the executor takes nothing more
+                raise self._stopping() from error
+            raise
+
+    def _check_room(self, chains: ChainColumns, deadline_s: float) -> None:
+        waiting, wait_s = self._waiting_chains, self._wait_s
+        if waiting + len(chains) > self._queue_chains_max:
+            why = f"and room for {self._queue_chains_max}; these are {len(chains)} more"
+        elif waiting and self._waiting_bytes + len(chains.text) > QUEUE_BYTES_MAX:
+            why = f"of {self._waiting_bytes >> 20} MiB, and room for {QUEUE_BYTES_MAX >> 20} MiB"
+        elif waiting and self._now_s() + wait_s > deadline_s:
+            why = f"for about {wait_s * 1000:.0f} ms: longer than the deadline allows"
+        else:
+            return
+        raise OverloadedError(f"model '{self.scorer.name}' has {waiting} chains waiting {why}", self._retry_delay_ms())
+
+    def _stopping(self) -> UnavailableError:
+        return UnavailableError(f"model '{self.scorer.name}' is stopping")
+
+    def _hold(self, chains: int, size_bytes: int) -> None:
+        self._waiting_chains += chains
+        self._waiting_bytes += size_bytes
+        self.metrics.queue_chains.set(self._waiting_chains)
 
     def _leave(self, request: _Request) -> None:
         """Takes what is left of a request out of the queue."""
-        if request in self._queue:
-            del self._queue[request]
-            self._waiting_chains -= len(request.chains) - request.taken
-            self._waiting_bytes -= len(request.chains.text) - request.chains.bytes_before(request.taken)
-            request.taken = len(request.chains)
+        if request in self._queues.get(request.priority, ()):
+            self._dequeue(request)
+            self._take_from(request, len(request.chains))
+
+    def _dequeue(self, request: _Request) -> None:
+        queue = self._queues[request.priority]
+        del queue[request]
+        if not queue:
+            del self._queues[request.priority]
+
+    def _take_from(self, request: _Request, end: int) -> int:
+        """Takes a request's chains up to `end`; their tokens."""
+        start, chains, tokens = request.taken, request.chains, request.tokens(request.taken, end)
+        self._hold(start - end, chains.bytes_before(start) - chains.bytes_before(end))
+        self._waiting_tokens -= tokens
+        request.taken = end
+        return tokens
 
     async def _work(self) -> None:
         while not self._closed:
-            if not self._queue:
+            if not self._queues:
                 await self._wait_for_work()
-            parts = self._take()
+            parts, tokens = self._take()
             if parts:
-                await self._compute(parts)
+                await self._compute(parts, tokens)
 
     async def _wait_for_work(self) -> None:
         """Waits for a request; then, since the model was idle, a little for others to share its batch."""
-        self._arrived.clear()
-        await self._arrived.wait()
+        while not self._queues and not self._closed:
+            self._arrived.clear()
+            await self._arrived.wait()
         try:
             async with asyncio.timeout(self.scorer.batch_wait_ms_max / 1000):
-                while self._waiting_bytes < self.scorer.batch_tokens_max and not self._closed:
+                while self._waiting_tokens < self.scorer.batch_tokens_max and not self._closed:
                     self._arrived.clear()
                     await self._arrived.wait()
         except TimeoutError:
             pass
 
-    def _take(self) -> list[_Part]:
-        """Cuts a batch from the head of the queue, at least one chain; drops what is past its deadline."""
+    def _take(self) -> tuple[list[_Part], int]:
+        """Cuts a batch of at least one chain from the head of the queue; and its tokens. Drops what is too late."""
         parts: list[_Part] = []
-        room_bytes, now_s = self.scorer.batch_tokens_max, self._now_s()
-        while self._queue:
-            request = next(iter(self._queue))
-            if request.deadline_s is not None and now_s >= request.deadline_s:
-                self._leave(request)
-                _fail(request, DeadlineError("the deadline passed while the chains waited for the model"))
-                continue
-            start, end = request.taken, request.chains.fitting(request.taken, room_bytes)
+        tokens, now_s = 0, self._now_s()
+        while self._queues:
+            request = next(iter(self._queues[min(self._queues)]))
+            room = self.scorer.batch_tokens_max - tokens
+            start, end = request.taken, request.fitting(room)
             if end == start and not parts:
                 end += 1
+            if now_s + self._seconds_for(tokens + request.tokens(start, len(request.chains))) >= request.deadline_s:
+                self._leave(request)
+                self._tokens_per_s *= _DOUBT
+                self.metrics.expired_chains.inc(len(request.chains) - start)
+                _fail(request, DeadlineError("the deadline passed while the chains waited for the model, or would have"))
+                continue
             if end > start:
-                size_bytes = request.chains.bytes_before(end) - request.chains.bytes_before(start)
-                room_bytes -= size_bytes
-                self._waiting_bytes -= size_bytes
-                self._waiting_chains -= end - start
-                request.taken = end
+                self.metrics.queue_seconds.observe(now_s - request.arrived_s)
+                tokens += self._take_from(request, end)
                 parts.append(_Part(request, start, end))
             if end < len(request.chains):
                 break
-            del self._queue[request]
-        return parts
+            self._dequeue(request)
+        return parts, tokens
 
-    async def _compute(self, parts: list[_Part]) -> None:
+    async def _compute(self, parts: list[_Part], tokens: int) -> None:
         """Runs a batch and hands out its scores. Never raises the model's failure."""
         batch = ChainColumns.concatenate([part.chains for part in parts])
-        started_s = self._now_s()
+        started_s, full = self._now_s(), bool(self._queues) or tokens > self.scorer.batch_tokens_max // 2
+        self._computing_tokens += tokens
         try:
             found = await asyncio.get_running_loop().run_in_executor(self._executor, self.scorer.score_columns, batch)
-            if len(found.scores) != batch.step_count:
-                raise ValueError(f"it gave {len(found.scores)} scores for {batch.step_count} steps")
+            found = found.checked(batch)
         except Exception as error:
             logger.exception("model '%s' failed on a batch of %d chains", self.scorer.name, len(batch))
+            self.metrics.failed_batches.inc()
             for part in parts:
                 self._leave(part.request)
                 _fail(part.request, ModelError(f"model '{self.scorer.name}' failed: {type(error).__name__}: {error}"))
             return
-        self._learn_throughput(len(batch), self._now_s() - started_s)
+        finally:
+            self._computing_tokens -= tokens
+        elapsed_s = self._now_s() - started_s
+        if full:  # a small batch of an idle model says little
+            self._learn_throughput(tokens, elapsed_s)
+        self.metrics.batch(tokens, elapsed_s)
         at = 0
         for part in parts:
-            request, size = part.request, part.end - part.start
-            mine = found.part(batch, at, at + size)
-            request.scores.append(mine.scores)
-            request.faults.extend(fault._replace(chain=fault.chain + part.start) for fault in mine.faults)
-            at += size
-            if part.end == len(request.chains) and not request.done.done():
-                request.done.set_result(ColumnScores(np.concatenate(request.scores), request.faults))
+            at = self._hand_out(part, found, batch, at)
 
-    def _learn_throughput(self, chains: int, elapsed_s: float) -> None:
-        newest = chains / max(elapsed_s, 1e-6)
-        weight = _THROUGHPUT_WEIGHT if self._chains_per_s else 1.0
-        self._chains_per_s += weight * (newest - self._chains_per_s)
+    def _hand_out(self, part: _Part, found: ColumnScores, batch: ChainColumns, at: int) -> int:
+        """Gives a request the scores of its chains, which are those of the batch from `at` on; where they end there."""
+        request, end = part.request, at + part.end - part.start
+        mine, ends = found.part(batch, at, end), request.chains.step_ends
+        first = int(ends[part.start - 1]) if part.start else 0
+        request.scores[first : first + len(mine.scores)] = mine.scores
+        request.faults.extend(fault._replace(chain=fault.chain + part.start) for fault in mine.faults)
+        request.missing -= part.end - part.start
+        if not request.missing and not request.done.done():
+            request.done.set_result(ColumnScores(request.scores, sorted(request.faults)))
+        return end
+
+    def _learn_throughput(self, tokens: int, elapsed_s: float) -> None:
+        newest = max(tokens, 1) * len(self._workers) / max(elapsed_s, 1e-6)
+        weight = _THROUGHPUT_WEIGHT if self._tokens_per_s else 1.0
+        self._tokens_per_s += weight * (newest - self._tokens_per_s)
+
+    def _seconds_for(self, tokens: int) -> float:
+        """How long so many tokens will probably take, by the recent throughput; 0 before there is any."""
+        return tokens / self._tokens_per_s if self._tokens_per_s else 0.0
+
+    @property
+    def _wait_s(self) -> float:
+        """When the queue will probably be empty."""
+        return self._seconds_for(self._waiting_tokens + self._computing_tokens)
 
     def _retry_delay_ms(self) -> int:
-        """When the queue will probably be empty, by the recent throughput."""
-        if not self._chains_per_s:
+        """When there will probably be room."""
+        if not self._tokens_per_s:
             return _RETRY_DELAY_MS_UNKNOWN
-        delay_ms = 1000 * self._waiting_chains / self._chains_per_s
-        return round(min(max(delay_ms, _RETRY_DELAY_MS_MIN), _RETRY_DELAY_MS_MAX))
+        return round(min(max(1000 * self._wait_s, _RETRY_DELAY_MS_MIN), _RETRY_DELAY_MS_MAX))
 
 
 def _fail(request: _Request, error: Exception) -> None:

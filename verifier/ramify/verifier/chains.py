@@ -12,6 +12,7 @@ class ChainError(IntEnum):
     INVALID = 1
     TOO_LONG = 2
     MODEL = 3
+    NEED_PREFIX = 4
 
 
 class Chain(NamedTuple):
@@ -29,5 +30,8 @@ class ChainScores(NamedTuple):
     error: ChainError = ChainError.NONE
     message: str = ""
 
+
+CHAIN_STEPS_MAX = 512
+"""Steps of a chain, those of its prefix among them."""
 
 NO_STEP = ChainScores(error=ChainError.INVALID, message="a chain needs at least one step")

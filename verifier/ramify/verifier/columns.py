@@ -177,19 +177,38 @@ class ColumnScores:
                 scores[start:end] = each.scores
         return cls(scores, faults)
 
+    def checked(self, chains: ChainColumns) -> Self:
+        """The same; a chain with a score that was asked for and is no number between 0 and 1 has a fault.
+
+        Raises:
+            ValueError: there is not one score for each step of the chains.
+        """
+        if len(self.scores) != chains.step_count:
+            raise ValueError(f"it gave {len(self.scores)} scores for {chains.step_count} steps")
+        fine = (self.scores >= 0) & (self.scores <= 1)
+        if fine.all():
+            return self
+        chain = np.repeat(np.arange(len(chains)), chains.length)
+        step = np.arange(chains.step_count) - (chains.step_ends - chains.length)[chain]
+        known = {fault.chain for fault in self.faults}
+        wrong = np.flatnonzero(~fine & (step >= chains.known[chain]))
+        new = {int(chain[at]): int(at) for at in wrong[::-1].tolist() if int(chain[at]) not in known}
+        if not new:
+            return self
+        scores = self.scores.copy()
+        scores[np.isin(chain, list(new))] = np.nan
+        told = [
+            ChainFault(each, ChainError.MODEL, f"the model gave {self.scores[at]} for step {step[at] + 1}, no number from 0 to 1")
+            for each, at in new.items()
+        ]
+        return type(self)(scores, sorted(self.faults + told))
+
     def part(self, chains: ChainColumns, start: int, end: int) -> Self:
         """The scores of those of the chains in [start, end)."""
         first, last = _before(chains.step_ends, start), _before(chains.step_ends, end)
         low, high = (bisect_left(self.faults, index, key=lambda fault: fault.chain) for index in (start, end))
         faults = [fault._replace(chain=fault.chain - start) for fault in self.faults[low:high]]
         return type(self)(self.scores[first:last], faults)
-
-    def last(self, chains: ChainColumns) -> NDArray[np.float32]:
-        """`[R]` the scores of the chains' last steps; NaN for a chain without steps."""
-        found = np.full(len(chains), np.nan, np.float32)
-        some = chains.length > 0
-        found[some] = self.scores[chains.step_ends[some] - 1]
-        return found
 
     def chains(self, columns: ChainColumns) -> list[ChainScores]:
         """The scores as an object for each of the chains."""

@@ -2,14 +2,18 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
 
+from ramify.tls import ServerTls, TlsError
 from ramify.v1 import verifier_service_pb2 as pb
 from ramify.v1 import verifier_service_pb2_grpc as pb_grpc
 from ramify.verifier.backends.base import Scorer
@@ -23,8 +27,10 @@ from ramify.verifier.errors import (
     UnknownModelError,
     VerifierError,
 )
+from ramify.verifier.memory import MEMORY_BYTES_MAX, Memory
 from ramify.verifier.messages import ScoreRequest, chains_of, columns_of, columns_response, scores_message
-from ramify.verifier.status import status_from_error
+from ramify.verifier.metrics import Metrics, ModelMetrics
+from ramify.verifier.status import status_code, status_from_error
 
 logger = logging.getLogger(__name__)
 
@@ -40,17 +46,31 @@ DRAIN_S_MAX = 5.0
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of each model of a server."""
+
+    queue_chains_max: int = QUEUE_CHAINS_MAX  # that may wait; beyond it, calls are RESOURCE_EXHAUSTED
+    memory_bytes_max: int = MEMORY_BYTES_MAX  # of chains and scores that are remembered
+
+
 class VerifierService(pb_grpc.VerifierServiceServicer):
     """The RPCs; `verifier_service.proto` says what each does. Has no models until `open`."""
 
-    def __init__(self, queue_chains_max: int = QUEUE_CHAINS_MAX) -> None:
-        self._queue_chains_max = queue_chains_max
-        self._batchers: dict[str, Batcher] = {}
+    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+        self._limits = limits
+        self._metrics = metrics
+        self._models: dict[str, Memory] = {}
         self._stopping = asyncio.Event()
 
     def open(self, scorers: Iterable[Scorer]) -> None:
         """From now on scores with these models; the first is the default of `GetModel`."""
-        self._batchers = {scorer.name: Batcher(scorer, queue_chains_max=self._queue_chains_max) for scorer in scorers}
+        self._models = {scorer.name: self._open_model(scorer) for scorer in scorers}
+
+    def _open_model(self, scorer: Scorer) -> Memory:
+        metrics = ModelMetrics(self._metrics, scorer.name)
+        batcher = Batcher(scorer, queue_chains_max=self._limits.queue_chains_max, metrics=metrics)
+        return Memory(batcher, self._limits.memory_bytes_max)
 
     def stop(self) -> None:
         """Takes no more requests; those that are open go on."""
@@ -59,16 +79,16 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
     async def close(self) -> None:
         """Fails what still waits."""
         self.stop()
-        await asyncio.gather(*(batcher.close() for batcher in self._batchers.values()))
+        await asyncio.gather(*(model.close() for model in self._models.values()))
 
     async def Score(  # noqa: N802 - the generated base class names it
         self, request: pb.ScoreRequest, context: _Context
     ) -> pb.ScoreResponse:
         """See the proto."""
-        async with _errors_as_status(context):
-            batcher = self._batcher(request.model)
-            scores = await self._score(batcher, request, _deadline_s(context))
-            return pb.ScoreResponse(chains=scores, revision=batcher.scorer.revision)
+        async with self._call("Score", context):
+            model = self._model(request.model)
+            scores = await _score(model, request, _deadline_s(context))
+            return pb.ScoreResponse(chains=scores, revision=model.scorer.revision)
 
     async def ScoreStream(  # noqa: N802 - the generated base class names it
         self,
@@ -80,7 +100,7 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         stopping = asyncio.create_task(self._stopping.wait())
         reading: asyncio.Task[pb.ScoreStreamRequest | None] | None = asyncio.create_task(_next(request_iterator))
         try:
-            async with _errors_as_status(context):
+            async with self._call("ScoreStream", context):
                 while open_tasks or (reading and not stopping.done()):
                     waited: set[asyncio.Task[Any]] = {*open_tasks}
                     if not stopping.done():
@@ -106,41 +126,56 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         self, request: pb.ScoreColumnsRequest, context: _Context
     ) -> pb.ScoreColumnsResponse:
         """See the proto."""
-        async with _errors_as_status(context):
-            batcher = self._batcher(request.model)
-            revision = batcher.scorer.revision
+        async with self._call("ScoreColumns", context):
+            model = self._model(request.model)
+            revision = model.scorer.revision
             if request.revision not in ("", revision):
                 raise RevisionError(f"model '{request.model}' is of revision {revision} here, not {request.revision}")
-            chains = columns_of(request)
-            found = await batcher.score(chains, _deadline_s(context))
-            return columns_response(found, chains, revision=revision, last_only=request.last_only)
+            found = await model.score(columns_of(request), _deadline_s(context), request.priority, names=request.names)
+            return columns_response(found, revision=revision, last_only=request.last_only)
 
     async def GetModel(  # noqa: N802 - the generated base class names it
         self, request: pb.GetModelRequest, context: _Context
     ) -> pb.GetModelResponse:
         """See the proto."""
-        async with _errors_as_status(context):
-            scorer = self._batcher(request.model or next(iter(self._batchers), "")).scorer
+        async with self._call("GetModel", context):
+            found = self._model(request.model or next(iter(self._models), ""))
+            scorer = found.scorer
             model = pb.Model(
                 name=scorer.name,
                 revision=scorer.revision,
                 backend=scorer.backend,
                 context_tokens_max=scorer.context_tokens_max,
-                models=list(self._batchers),
+                models=list(self._models),
+                convention=scorer.convention,
+                remembers=found.remembers,
             )
             return pb.GetModelResponse(model=model)
 
-    def _batcher(self, model: str) -> Batcher:
-        if self._stopping.is_set() or not self._batchers:
+    def _model(self, name: str) -> Memory:
+        if self._stopping.is_set() or not self._models:
             raise UnavailableError(f"the server is {'stopping' if self._stopping.is_set() else 'loading its models'}")
-        batcher = self._batchers.get(model)
-        if batcher is None:
-            raise UnknownModelError(f"no model '{model}' here; there is {', '.join(self._batchers)}")
-        return batcher
+        model = self._models.get(name)
+        if model is None:
+            raise UnknownModelError(f"no model '{name}' here; there is {', '.join(self._models)}")
+        return model
 
-    async def _score(self, batcher: Batcher, request: ScoreRequest, deadline_s: float | None) -> list[pb.ChainScores]:
-        chains = chains_of(request)
-        return scores_message(await batcher.score(chains, deadline_s), chains)
+    @asynccontextmanager
+    async def _call(self, method: str, context: _Context) -> AsyncIterator[None]:
+        """The one place where errors leave the package: as the statuses of `status.STATUS`."""
+        began_s, code = time.perf_counter(), "CANCELLED"
+        try:
+            yield
+            code = "OK"
+        except VerifierError as error:
+            code = status_code(type(error)).name
+            await _abort(context, error)
+        except Exception:
+            logger.exception("a call failed")
+            code = status_code(ModelError).name
+            await _abort(context, ModelError("the verifier failed; its log says why"))
+        finally:
+            self._metrics.call_seconds.labels(method, code).observe(time.perf_counter() - began_s)
 
     def _open(
         self,
@@ -151,11 +186,11 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         """Begins to answer a request of a stream."""
         if request.sequence in open_tasks.values():
             raise InvalidRequestError(f"sequence {request.sequence} is open already in this stream")
-        batcher = self._batcher(request.model)
+        model = self._model(request.model)
 
         async def answer() -> pb.ScoreStreamResponse:
-            scores = await self._score(batcher, request, deadline_s)
-            return pb.ScoreStreamResponse(sequence=request.sequence, chains=scores, revision=batcher.scorer.revision)
+            scores = await _score(model, request, deadline_s)
+            return pb.ScoreStreamResponse(sequence=request.sequence, chains=scores, revision=model.scorer.revision)
 
         open_tasks[asyncio.create_task(answer())] = request.sequence
 
@@ -164,18 +199,23 @@ class VerifierServer:
     """A server on a port. Health is SERVING from `serve` to `stop`; before and after, calls are UNAVAILABLE.
 
     Args:
-        queue_chains_max: Chains of one model that may wait; beyond it, calls are RESOURCE_EXHAUSTED.
+        limits: What it takes and keeps.
+        tls: None: no TLS.
+        registry: Where it tells how it fares; None: nowhere.
     """
 
-    def __init__(self, queue_chains_max: int = QUEUE_CHAINS_MAX) -> None:
+    def __init__(
+        self, limits: Limits | None = None, *, tls: ServerTls | None = None, registry: CollectorRegistry | None = None
+    ) -> None:
         options = [
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
             ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
             # With it a second server could share a taken port and steal half of the calls.
             ("grpc.so_reuseport", 0),
         ]
+        self._tls = tls
         self._server = grpc.aio.server(options=options)
-        self._service = VerifierService(queue_chains_max)
+        self._service = VerifierService(limits or Limits(), Metrics(registry or CollectorRegistry()))
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue] - set at run time
         pb_grpc.add_VerifierServiceServicer_to_server(self._service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -189,7 +229,7 @@ class VerifierServer:
             The address bound, as HOST:PORT.
 
         Raises:
-            StartupError: the address is taken or no address.
+            StartupError: the address is taken or no address, or a file of TLS can't be used.
         """
         host, _, port_text = listen.rpartition(":")
         # gRPC would take another port without a word: its default for none, modulo 65536 for a large one.
@@ -197,7 +237,12 @@ class VerifierServer:
             raise StartupError(f"cannot listen on '{listen}': it is not HOST:PORT")
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         try:
-            port = self._server.add_insecure_port(listen)
+            if self._tls is None:
+                port = self._server.add_insecure_port(listen)
+            else:
+                port = self._server.add_secure_port(listen, self._tls.credentials())
+        except TlsError as error:
+            raise StartupError(f"TLS: {error}") from error
         except RuntimeError as error:
             raise StartupError(f"cannot listen on '{listen}': the address is taken, or is no address ({error})") from error
         await self._server.start()
@@ -220,16 +265,8 @@ class VerifierServer:
             await self._health.set(name, status)
 
 
-@asynccontextmanager
-async def _errors_as_status(context: _Context) -> AsyncIterator[None]:
-    """The one place where errors leave the package: as the statuses of `status.STATUS`."""
-    try:
-        yield
-    except VerifierError as error:
-        await _abort(context, error)
-    except Exception:
-        logger.exception("a call failed")
-        await _abort(context, ModelError("the verifier failed; its log says why"))
+async def _score(model: Memory, request: ScoreRequest, deadline_s: float | None) -> list[pb.ChainScores]:
+    return scores_message(await model.score(chains_of(request), deadline_s, request.priority, names=request.names))
 
 
 async def _abort(context: _Context, error: VerifierError) -> None:

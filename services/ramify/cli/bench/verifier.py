@@ -1,15 +1,18 @@
-"""`ramify bench verifier`: how many scores a scheduler gets through gRPC, and what they cost it and the verifier.
+"""`ramify bench verifier`: how many scores a scheduler gets through gRPC, what they cost, and what becomes of too many.
 
-The verifier is the real process with the simulated model, whose scores are hashes: what is measured is the way there and back. A
-score is that of a chain's newest step, for which a search asks; those of the earlier steps, which come along, do not count.
+The verifier is the real process with the simulated model, whose scores are hashes: what is measured is the way there and back. The
+chains grow as those of a search do: each call asks for the newest steps of chains whose earlier ones were scored before. With it,
+what a real reward model saves by computing new steps only: see `prm`.
 """
 
 import asyncio
+import contextlib
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +21,7 @@ import psutil
 import typer
 from rich.table import Table
 
+from ramify.cli.bench.open_loop import Outcome, open_loop
 from ramify.cli.output import make_console
 from ramify.local.child import Child
 from ramify.scheduler.actors.scoring import CALLS_MAX
@@ -25,45 +29,97 @@ from ramify.verifier.client import VerifierClient
 from ramify.verifier.columns import ChainColumns
 
 BATCHES = (256, 1024)
-STEPS = (6, 10)  # of a chain
+STEPS = 16  # of a chain that is grown up; 8.5 on average
 STEP_BYTES = (24, 40)  # also of a problem
-VARIETY = 16  # batches that differ, sent in turn
+LONG_BYTES = (150, 250)
 ROUNDS = 5
 MODEL = "sim-prm"
 UNIT = 100_000  # scores that CPU seconds are given for
-
-Send = Callable[[int], Awaitable[object]]  # scores the batch of that number
-
-
-def batch_of(chains: int, seed: int) -> ChainColumns:
-    """Chains of letters, about as long as those of a search."""
-    rng = np.random.default_rng(seed)
-    length = rng.integers(STEPS[0], STEPS[1] + 1, chains).astype(np.int32)
-    text_count = rng.integers(STEP_BYTES[0], STEP_BYTES[1] + 1, chains + int(length.sum())).astype(np.int32)
-    return ChainColumns(rng.integers(97, 123, int(text_count.sum()), np.uint8), text_count, length)
+HEADROOM = "simulated?token_us=2"  # a machine that bears less than gRPC does: what is too much for it is not too much for the bench
+DEADLINE_MS = 250
+OPEN_MAX = 96  # calls, where they come when they are due
 
 
-async def one_round(send: Send, chains: int, calls: int, seconds: float) -> tuple[int, float]:
-    """Scores that came within the time, and how long they really took."""
-    began, scores, number = time.perf_counter(), 0, 0
+class Growth:
+    """Batches of chains that grow by a step from each to the next, and begin anew, with other problems, once grown up."""
 
-    async def go() -> None:
-        nonlocal scores, number
+    def __init__(self, chains: int, seed: int, step_bytes: tuple[int, int] = STEP_BYTES) -> None:
+        rng = np.random.default_rng(seed)
+        counts = rng.integers(step_bytes[0], step_bytes[1] + 1, (chains, 1 + STEPS)).astype(np.int32)
+        text = rng.integers(97, 123, int(counts.sum()), np.uint8)
+        ends = np.cumsum(counts).reshape(counts.shape)
+        starts = ends[:, 0] - counts[:, 0]
+        self._batches = list[tuple[ChainColumns, Any]]()
+        for steps in range(1, STEPS + 1):
+            mine = counts[:, : steps + 1]
+            texts = [text[start:end] for start, end in zip(starts.tolist(), ends[:, steps].tolist(), strict=True)]
+            columns = ChainColumns(np.concatenate(texts), mine.ravel(), np.full(chains, steps, np.int32))
+            heads = (columns.byte_ends - mine.sum(axis=1))[:, None] + np.arange(8)
+            self._batches.append((columns, heads))
+        self._passes = seed << 32
+
+    def __iter__(self) -> Iterator[ChainColumns]:
+        while True:
+            self._passes += 1
+            name = np.frombuffer(self._passes.to_bytes(8, "little"), np.uint8)
+            for columns, heads in self._batches:
+                columns.text[heads] = name  # at each chain's begin: a problem that nobody has seen
+                yield columns
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A verifier's process, and a client of it."""
+
+    client: VerifierClient
+    process: psutil.Process
+
+    def cpu_s(self) -> float:
+        """Seconds of a core that the process has used."""
+        times = self.process.cpu_times()
+        return float(times.user + times.system)
+
+    async def send(self, columns: ChainColumns, deadline_ms: int = 30_000) -> None:
+        """Have a batch scored, as a scheduler does."""
+        await self.client.score_columns(MODEL, columns, deadline_ms=deadline_ms, wait_for_ready=False)
+
+
+@contextlib.asynccontextmanager
+async def a_verifier(model: str = "simulated") -> AsyncIterator[Place]:
+    """The real process, with a simulated model."""
+    with tempfile.TemporaryDirectory() as folder:
+        child = Child("ramify.verifier", ["--model", f"{MODEL}={model}"], "127.0.0.1:0", Path(folder))
+        child.start()
+        try:
+            await asyncio.to_thread(child.wait_ready)
+            assert child.pid is not None
+            async with VerifierClient(child.address) as client:
+                yield Place(client, psutil.Process(child.pid))
+        finally:
+            await asyncio.to_thread(child.stop)
+
+
+async def one_round(place: Place, growths: list[Iterator[ChainColumns]], seconds: float) -> tuple[int, float]:
+    """Scores that came within the time, with a call open for each growth, and how long they really took."""
+    began, scores = time.perf_counter(), 0
+
+    async def go(growth: Iterator[ChainColumns]) -> None:
+        nonlocal scores
         while time.perf_counter() < began + seconds:
-            number += 1
-            await send(number % VARIETY)
-            scores += chains
+            columns = next(growth)
+            await place.send(columns)
+            scores += len(columns)
 
-    await asyncio.gather(*(go() for _ in range(calls)))
+    await asyncio.gather(*map(go, growths))
     return scores, time.perf_counter() - began
 
 
-async def measure(send: Send, chains: int, calls: int, seconds: float, server: psutil.Process) -> dict[str, Any]:
-    """Figures of one way of asking, in batches of so many chains."""
-    await one_round(send, chains, calls, seconds / 4)  # warms up
-    client_s, server_s = time.process_time(), cpu_s(server)
-    rounds = [await one_round(send, chains, calls, seconds) for _ in range(ROUNDS)]
-    client_s, server_s = time.process_time() - client_s, cpu_s(server) - server_s
+async def measure(place: Place, growths: list[Iterator[ChainColumns]], seconds: float) -> dict[str, Any]:
+    """Figures of asking as fast as answers come."""
+    await one_round(place, growths, seconds / 4)  # warms up
+    client_s, server_s = time.process_time(), place.cpu_s()
+    rounds = [await one_round(place, growths, seconds) for _ in range(ROUNDS)]
+    client_s, server_s = time.process_time() - client_s, place.cpu_s() - server_s
     rates, total = [scores / elapsed for scores, elapsed in rounds], sum(scores for scores, _ in rounds)
     return {
         "scores_per_s": round(max(rates)),
@@ -73,56 +129,60 @@ async def measure(send: Send, chains: int, calls: int, seconds: float, server: p
     }
 
 
-async def measure_all(address: str, pid: int, calls: int, seconds: float) -> dict[str, dict[str, Any]]:
-    """Figures by name: of columns in batches of each size, and of an object for each chain."""
-    found: dict[str, dict[str, Any]] = {}
-    server = psutil.Process(pid)
-    async with VerifierClient(address) as client:
+async def at_half_load(place: Place, growths: list[Iterator[ChainColumns]], rate: float, seconds: float) -> Outcome:
+    """What calls take that come at half of the best rate, each when it is due."""
+    return await open_loop(place.send, growths, BATCHES[0], rate / 2, ROUNDS * seconds)
+
+
+async def too_much(calls: int, seconds: float) -> dict[str, Any]:
+    """Twice the load that a verifier bears, with deadlines: what comes in time of what could."""
+
+    async def send(columns: ChainColumns) -> None:
+        await place.send(columns, DEADLINE_MS)
+
+    async with a_verifier(HEADROOM) as place:
+        growths = [iter(Growth(BATCHES[0], seed)) for seed in range(OPEN_MAX)]
+        best = (await measure(place, growths[:calls], seconds))["scores_per_s_median"]
+        found = await open_loop(send, growths, BATCHES[0], 2 * best, ROUNDS * seconds, late_ms=DEADLINE_MS)
+    return {
+        "bears_scores_per_s": best,
+        "goodput": round(found.good / found.elapsed_s / best, 3),
+        "refused": round(found.refused / found.sent, 3),
+        "expired": round(found.expired / found.sent, 3),
+        "unsent": found.unsent,
+        "longest_ms": round(max(found.latencies_ms), 1),
+        "deadline_ms": DEADLINE_MS,
+    }
+
+
+async def measure_all(calls: int, seconds: float) -> dict[str, Any]:
+    """All figures but those of real models."""
+    found: dict[str, Any] = {}
+    async with a_verifier() as place:
         for chains in BATCHES:
-            columns = [batch_of(chains, seed) for seed in range(VARIETY)]
-            found[str(chains)] = await measure(columns_sender(client, columns), chains, calls, seconds, server)
-        objects = [batch_of(BATCHES[0], seed).chains() for seed in range(VARIETY)]
-
-        async def send(number: int) -> object:
-            return await client.score(MODEL, objects[number])
-
-        found["objects"] = await measure(send, BATCHES[0], calls, seconds, server)
-    return found
-
-
-def columns_sender(client: VerifierClient, batches: Sequence[ChainColumns]) -> Send:
-    """What sends one of the batches, as a scheduler does."""
-
-    async def send(number: int) -> object:
-        return await client.score_columns(MODEL, batches[number], wait_for_ready=False)
-
-    return send
-
-
-def cpu_s(process: psutil.Process) -> float:
-    """Seconds of a core that a process has used."""
-    times = process.cpu_times()
-    return float(times.user + times.system)
+            growths = [iter(Growth(chains, seed)) for seed in range(calls)]
+            found[str(chains)] = await measure(place, growths, seconds)
+        growths = [iter(Growth(BATCHES[0], seed, LONG_BYTES)) for seed in range(calls)]
+        found[f"{BATCHES[0]}, long"] = await measure(place, growths, seconds)
+        growths = [iter(Growth(BATCHES[0], seed)) for seed in range(OPEN_MAX)]
+        half = await at_half_load(place, growths, found[str(BATCHES[0])]["scores_per_s_median"], seconds)
+    at_half = {f"p{share}_ms": round(half.percentile_ms(share), 1) for share in (50, 90, 99)}
+    return {"batch": found, "half_load": at_half, "twice_the_load": await too_much(calls, seconds)}
 
 
 def verifier(
     seconds: Annotated[float, typer.Option(min=0.01, help=f"Of each of the {ROUNDS} rounds.")] = 1.0,
     calls: Annotated[int, typer.Option(min=1, max=64, help="Open at once.")] = CALLS_MAX,
 ) -> None:
-    """Scores per second through gRPC, of chains of about 8 steps of 32 bytes, and the CPU time of both sides."""
-    with tempfile.TemporaryDirectory() as folder:
-        child = Child("ramify.verifier", ["--model", f"{MODEL}=simulated"], "127.0.0.1:0", Path(folder))
-        child.start()
-        try:
-            child.wait_ready()
-            assert child.pid is not None
-            found = asyncio.run(measure_all(child.address, child.pid, calls, seconds))
-        finally:
-            child.stop()
+    """Scores per second through gRPC, what they cost both sides, delays at half load, and what comes of twice the load."""
+    found = asyncio.run(measure_all(calls, seconds))
     table = Table("batch", "scores/s", "median", "client CPU s per 100k", "verifier CPU s per 100k")
-    for name, figures in found.items():
-        title = f"{BATCHES[0]}, as objects" if name == "objects" else f"{int(name):,}"
+    for name, figures in found["batch"].items():
         cost = figures["client_cpu_s_per_100k"], figures["server_cpu_s_per_100k"]
-        table.add_row(title, f"{figures['scores_per_s']:,}", f"{figures['scores_per_s_median']:,}", *map(str, cost))
-    make_console().print(table)
-    print(json.dumps({"calls": calls, "scores_per_s": found[str(BATCHES[0])]["scores_per_s"], "batch": found}))
+        table.add_row(name, f"{figures['scores_per_s']:,}", f"{figures['scores_per_s_median']:,}", *map(str, cost))
+    console = make_console()
+    console.print(table)
+    half, twice = found["half_load"], found["twice_the_load"]
+    console.print(f"at half of that load: p50 {half['p50_ms']} ms, p99 {half['p99_ms']} ms")
+    console.print(f"at twice what a slower model bears: {twice['goodput']:.0%} of its best comes in time")
+    print(json.dumps({"calls": calls, "scores_per_s": found["batch"][str(BATCHES[0])]["scores_per_s"], **found}))
