@@ -123,14 +123,16 @@ def verify(model: TinyLlama, file: Path, rows: int = 3, length: int = 24) -> flo
     return max(worst, furthest(found[1:], holed[1:]))
 
 
-def export(model: TinyLlama, folder: Path) -> None:
-    """Writes every artefact, and fails where ONNX and PyTorch disagree."""
+def export(model: TinyLlama, folder: Path, convention: str = "") -> None:
+    """Writes every artefact, with the verifier's convention if it has one, and fails where ONNX and PyTorch disagree."""
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config
     write_json(folder / "config.json", llama_config(config))
     write_json(folder / "tokenizer_config.json", tokenizer_config(config))
     ends = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
     write_json(folder / "generation_config.json", {**ends, "do_sample": True, "max_new_tokens": 72})
+    if convention:
+        (folder / "ramify.json").write_text(json.dumps({"convention": convention}) + "\n", encoding="utf-8")
     tokenizer().save(str(folder / "tokenizer.json"))
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     weights = folder / "model.safetensors"

@@ -224,7 +224,7 @@ def main() -> None:
         import export
 
         for kind in RECIPES:
-            export.export(load(options.work / f"{kind}.pt"), HERE / kind)
+            export.export(load(options.work / f"{kind}.pt"), HERE / kind, "newline" if kind == "prm" else "")
 
 
 if __name__ == "__main__":
