@@ -9,7 +9,7 @@ from ramify.store.jobs import ModelRow
 from ramify.store.uploads import NewProblem
 from ramify.v1 import job_pb2
 from ramify.verifier.errors import ProblemError
-from ramify.verifier.rules import RULES
+from ramify.verifier.rules import rule_here
 
 NAME_MAX = 200  # characters
 REQUEST_ID_MAX = 128
@@ -226,7 +226,7 @@ def check_problems(
         raise InvalidRequest(f"{len(problems)} problems in one message, but at most {CHUNK_MAX} are allowed: send several")
     names = {each.model for each in spec.generators} | {spec.generator}
     formats = {model.problem_format for model in models if model.role == "generator" and model.name in names}
-    rules = [RULES[name] for name in sorted(formats | {spec.checker}) if name in RULES]
+    rules = [rule for name in sorted(formats | {spec.checker}) if (rule := rule_here(name)) is not None]
     found = []
     for index, problem in enumerate(problems, offset):
         prompt = problem.text
@@ -241,6 +241,7 @@ def check_problems(
         for rule in rules:
             try:
                 prompt = rule.normalise_problem(prompt)
+                rule.check_reference(problem.reference)
             except ProblemError as error:
                 raise InvalidRequest(f"problem {index}: {error}") from error
         found.append(NewProblem(problem, prompt))

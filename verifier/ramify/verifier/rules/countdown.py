@@ -17,6 +17,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from ramify.verifier.errors import ProblemError
+from ramify.verifier.rules.base import Rule
 
 Number = int | Fraction
 """An `int` where it is whole: whole numbers are nearly all, and ten times as fast. The two compare and hash alike."""
@@ -55,7 +56,7 @@ class Puzzle:
         return f"{_format_state(self.numbers)}>{_format(self.target)}"
 
 
-class CountdownRule:
+class CountdownRule(Rule):
     """The rule "countdown", a checker of whole chains.
 
     A step that is not the last scores 1.0 if it and all before it are right, else 0.0. The last scores 1.0 only if
