@@ -199,6 +199,12 @@ class Run:
         """What its history tells of a kind."""
         return [event.notice.text for event in self.events if event.HasField("notice") and event.notice.kind == kind]
 
+    @property
+    def told(self) -> str:
+        """Everything that its history tells, for a failure's message."""
+        at = [(event.progress.steps, event.notice.text) for event in self.events if event.HasField("notice")]
+        return "\n".join(["its history:", *(f"after {steps} steps: {text}" for steps, text in at)])
+
     def report(self, fault: str, **more: Any) -> None:
         """Tell the figures."""
         told = {

@@ -188,6 +188,27 @@ async def test_a_successor_is_the_newest_though_the_stores_clock_was_set_back(to
         await one.keeper.beat()
 
 
+async def test_who_leaves_while_slots_are_claimed_knows_what_it_has_to_give_up(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were nobody's until the lease ended of one that had left."""
+    one = town.join("shard:0@a")
+    await town.beat()
+    claim, leaving = one.work.claim, list[asyncio.Task[None]]()
+
+    async def told_meanwhile(owner: str, wanted: Sequence[int], ttl_ms: int) -> Claim:
+        leaving.append(asyncio.create_task(one.keeper.take_no_more()))
+        return await claim(owner, wanted, ttl_ms)
+
+    monkeypatch.setattr(one.work, "claim", told_meanwhile)
+    await one.keeper.beat()
+    assert not leaving[0].done()
+    assert one.slots == [*range(SLOTS)]
+    await one.keeper.beat()
+    await leaving[0]
+    assert len(leaving) == 1, "nothing more was claimed"
+
+
 async def test_what_is_just_handed_over_is_neither_missed_nor_taken_back(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     """A commit frees slots while a beat is under way; the beat has seen them as ours, or not any more."""
     one = town.join("shard:0@a")

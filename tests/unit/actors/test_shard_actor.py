@@ -66,6 +66,15 @@ async def test_it_works_and_says_so(actor: Actor) -> None:
     assert not await actor.works()
 
 
+async def test_a_drain_is_cut_short_after_the_time_that_it_is_given(actor: Actor, caplog: pytest.LogCaptureFixture) -> None:
+    await actor.actor.ensure()
+    await actor.home.until(lambda: len(actor.actor._shell.keeper.settled_claim.epochs) == SLOTS)
+    async with actor.home.database.write():  # the store lets nobody else write
+        assert not await actor.actor.drain(0.05)
+    assert "was cut short: it could not commit all within 0.05 s" in caplog.text
+    assert str(actor.actor) == "ramify:shard:3 drained"
+
+
 async def test_it_starts_anew_after_longer_and_longer_pauses(actor: Actor) -> None:
     await actor.actor.ensure()
     owners = set()

@@ -10,7 +10,10 @@ from ramify.store.database import Database
 from ramify.store.work import Work
 
 NAMESPACE = "ramify"  # of the named actors
-DRAIN_S = 6.0  # a drain ends within this time: what is not committed by then is sampled again, by whoever has the slots next
+DRAIN_S = (
+    6.0  # a drain of all ends within this time: what is not committed by then is sampled again, by whoever has the slots next
+)
+REMOVE_S = 60.0  # one of a single shard: nobody waits for it, so it may take as long as a slow store does
 REGION_LABEL = "ray.io/region"  # of a node
 RAYS_REGION_LABEL = "ray.io/availability-region"  # which Ray itself takes from RAY_NODE_REGION
 

@@ -58,7 +58,8 @@ class LeaseKeeper:
             sleep: waits for a number of seconds.
         """
         self.owner = owner
-        self.draining = False  # takes no more slots
+        self.draining = False  # takes no more slots, see `take_no_more`
+        self._knows = asyncio.Event()  # that it drains, and what it has
         self._work, self._lease_ms = work, lease_ms
         self._report, self._gained, self._give_up = report, gained, give_up
         self._store_time, self._now_s, self._sleep = store_time, now_s, sleep
@@ -100,6 +101,12 @@ class LeaseKeeper:
     def hurry(self) -> None:
         """Beat now."""
         self._hurried.set()
+
+    async def take_no_more(self) -> None:
+        """Claim nothing from now on. Returns when no claim is under way any more: what one brings is ours, and to be given up."""
+        self.draining = True
+        self.hurry()
+        await self._knows.wait()
 
     def settled(self, slots: Sequence[int]) -> None:
         """All that was committed of some slots is here: they may be given up again."""
@@ -159,6 +166,7 @@ class LeaseKeeper:
             {slot: epoch for slot, epoch in beat.held.items() if slot not in self._epochs and self._former.get(slot) != epoch}
         )
         if self.draining:
+            self._knows.set()
             return
         # To us every incarnation of our shard is us: which is the newest the store tells by a clock that may have been set back.
         views = [replace(view, owner=self._seen(view.owner)) for view in beat.slots]

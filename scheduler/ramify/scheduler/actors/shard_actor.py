@@ -119,8 +119,8 @@ class ShardActor:
         shell = self._shell.status if self._shell and works else None
         return ShardStatus(self._index, shell, self._failures, self._failure, os.getpid())
 
-    async def drain(self) -> bool:
-        """Commit what is there, hand the slots over and stop, within `DRAIN_S` and a second.
+    async def drain(self, within_s: float = DRAIN_S) -> bool:
+        """Commit what is there, hand the slots over and stop, within some seconds and `CUT_S`.
 
         Returns:
             Whether it came to its end; else it was cut short: the leases end by themselves, and what was not committed is
@@ -130,9 +130,9 @@ class ShardActor:
         if self._shell is None or self._run is None or self._run.done():
             return True
         self._shell.stop()
-        done, _ = await asyncio.wait({self._run}, timeout=DRAIN_S)
+        done, _ = await asyncio.wait({self._run}, timeout=within_s)
         if not done:
-            log.error("ramify:shard:%d was cut short: it could not commit all within %.0f s", self._index, DRAIN_S)
+            log.error("ramify:shard:%d was cut short: it could not commit all within %g s", self._index, within_s)
             self._run.cancel()
             await asyncio.wait({self._run}, timeout=CUT_S)
         return bool(done)

@@ -321,8 +321,7 @@ class Shell:
     async def _drain(self) -> None:
         """Give up all slots, some at a time, and leave."""
         await end(*self._tasks[1:])  # all but the keeper
-        self.keeper.draining = True
-        self.keeper.hurry()
+        await self.keeper.take_no_more()
         while slots := self.keeper.slots[:DRAIN_SLOTS]:
             if new := self.keeper.leaving(slots):
                 self._give_up(new)

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 import tenacity
 
-from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, FleetConfig, SystemConfig, placed, straying
+from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, REMOVE_S, FleetConfig, SystemConfig, placed, straying
 from ramify.scheduler.actors.engine_keeper import EngineKeeper, opened
 from ramify.scheduler.actors.shard_actor import CUT_S, ShardStatus, name_of, start_shard
 from ramify.scheduler.slots import SLOTS
@@ -117,9 +117,9 @@ class Supervisor:
         return [*fresh.values()]
 
     async def remove(self, index: int) -> bool:
-        """Drain one shard and end it; the others take its slots. Whether it came to its end within `DRAIN_S`."""
+        """Drain one shard and end it; the others take its slots. Whether it came to its end within `REMOVE_S`."""
         shard = self._shards.pop(index)
-        done = await drain(shard)
+        done = await drain(shard, REMOVE_S)
         ray.kill(shard.actor)
         return done
 
@@ -156,16 +156,16 @@ class Supervisor:
 
     async def drain(self) -> bool:
         """Have every shard commit what it has, hand its slots over and stop; whether all did within `DRAIN_S`."""
-        return all(await asyncio.gather(*(drain(shard) for shard in self._shards.values())))
+        return all(await asyncio.gather(*(drain(shard, DRAIN_S) for shard in self._shards.values())))
 
 
-async def drain(shard: Shard) -> bool:
-    """Drain one shard; whether it came to its end."""
+async def drain(shard: Shard, within_s: float) -> bool:
+    """Drain one shard; whether it came to its end within some seconds."""
     if shard.watch is not None:
         shard.watch.cancel()
     try:
-        async with asyncio.timeout(DRAIN_S + CUT_S + LEAVE_S):
-            return bool(await shard.actor.drain.remote())
+        async with asyncio.timeout(within_s + CUT_S + LEAVE_S):
+            return bool(await shard.actor.drain.remote(within_s))
     except Exception as error:  # it has died, or stands still: its leases end by themselves
         log.error("a shard could not be drained: %s", error)
         return False
