@@ -1,5 +1,8 @@
+"""The tiny process reward model, as the verifier serves it."""
+
 import random
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +10,14 @@ import onnxruntime as ort
 import pytest
 from tokenizers import Tokenizer
 
-from ramify.verifier.backends.onnx import FILES, OnnxScorer, _row_scores
-from ramify.verifier.chains import Chain, ChainError
+from ramify.verifier.backends.base import Scorer
+from ramify.verifier.chains import Chain, ChainError, ChainScores
+from ramify.verifier.columns import ChainColumns
+from ramify.verifier.errors import StartupError
+from ramify.verifier.loading import load_model
 
 FOLDER = Path(__file__).parents[3] / "infra" / "models" / "tiny24" / "prm"
+FILES = ("config.json", "model.onnx", "ramify.json", "tokenizer.json")
 
 pytestmark = pytest.mark.skipif(
     not all((FOLDER / file).is_file() for file in FILES), reason="the tiny PRM is not in infra/models/tiny24/prm"
@@ -19,9 +26,20 @@ pytestmark = pytest.mark.skipif(
 SOLUTION = Chain("4 5 6 10>24", ("10-4=6:5 6 6\n", "5*6=30:6 30\n", "30-6=24:24\n"))
 
 
+def load(options: str = "", folder: Path = FOLDER) -> Scorer:
+    return load_model("prm", f"{folder}?{options}")
+
+
 @pytest.fixture(scope="module")
-def scorer() -> OnnxScorer:
-    return OnnxScorer("prm", FOLDER)
+def scorer() -> Scorer:
+    return load()
+
+
+def score(scorer: Scorer, chains: list[Chain], known: list[int] | None = None) -> list[ChainScores]:
+    columns = ChainColumns.of(chains)
+    if known:
+        columns.known[:] = known
+    return scorer.score_columns(columns).chains(columns)
 
 
 def random_chains(count: int, seed: int) -> list[Chain]:
@@ -34,22 +52,36 @@ def random_chains(count: int, seed: int) -> list[Chain]:
     ]
 
 
-def test_scores_are_bitwise_the_same_in_any_company(scorer: OnnxScorer) -> None:
-    chains = random_chains(90, seed=1)
-    alone = {chain: scorer.score([chain])[0] for chain in chains}
+def test_scores_are_bitwise_the_same_in_any_company(scorer: Scorer) -> None:
+    chains = random_chains(60, seed=1)
+    alone = {chain: score(load("cache_bytes_max=0"), [chain])[0] for chain in chains[:5]}
+    alone |= {chain: score(scorer, [chain])[0] for chain in chains[5:]}
     assert len({len(scores.scores) for scores in alone.values()}) > 5
-    for size in (2, 3, 33, 90):
+    for size in (2, 3, 33, 60):
         company = random.Random(size).sample(chains, size)
-        assert scorer.score(company) == [alone[chain] for chain in company]
+        for options in ("", "cache_bytes_max=0", "cache_bytes_max=1000000"):
+            assert score(load(options), company) == [alone[chain] for chain in company]
 
 
-def test_two_threads_give_the_same_bits(scorer: OnnxScorer) -> None:
+def test_a_chain_that_grew_has_the_scores_that_it_has_after_a_restart(scorer: Scorer) -> None:
+    growing = load()
+    chains = random_chains(40, seed=5)
+    grown: dict[Chain, list[float]] = {chain: [] for chain in chains}
+    for size in range(1, 13):
+        now = [chain for chain in chains if len(chain.steps) >= size]
+        shorter = [Chain(chain.problem, chain.steps[:size]) for chain in now]
+        for chain, found in zip(now, score(growing, shorter, [size - 1] * len(now)), strict=True):
+            grown[chain].append(found.scores[-1])
+    assert [scores.scores for scores in score(load(), chains)] == list(grown.values())
+
+
+def test_two_threads_give_the_same_bits(scorer: Scorer) -> None:
     chains = random_chains(20, seed=2)
-    assert OnnxScorer("prm", FOLDER, threads=2).score(chains) == scorer.score(chains)
+    assert score(load("threads=2"), chains) == score(scorer, chains)
 
 
-def test_scores_are_what_the_convention_says(scorer: OnnxScorer) -> None:
-    """Told again without padding or batches: P(+) against P(-) at each newline but the problem's."""
+def test_scores_are_what_the_convention_says(scorer: Scorer) -> None:
+    """Told again without padding, batches or pasts: P(+) against P(-) at each newline but the problem's."""
     session = ort.InferenceSession(str(FOLDER / "model.onnx"), providers=["CPUExecutionProvider"])
     tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
     for chain in (SOLUTION, *random_chains(5, seed=3)):
@@ -63,25 +95,24 @@ def test_scores_are_what_the_convention_says(scorer: OnnxScorer) -> None:
         plus, minus = (np.exp(logits[:, tokenizer.token_to_id(sign)]) for sign in "+-")
         newlines = [at for at, character in enumerate(text) if character == "\n"]
         wanted = (plus / (plus + minus))[newlines[1:]]
-        np.testing.assert_allclose(scorer.score([chain])[0].scores, wanted, atol=1e-5)
+        np.testing.assert_allclose(score(scorer, [chain])[0].scores, wanted, atol=1e-5)
 
 
-def test_delimiters_are_added_where_they_lack_and_never_doubled(scorer: OnnxScorer) -> None:
+def test_delimiters_are_added_where_they_lack_and_never_doubled(scorer: Scorer) -> None:
     bare = Chain(SOLUTION.problem, tuple(step.strip() for step in SOLUTION.steps))
     ended = Chain(SOLUTION.problem + "\n", SOLUTION.steps)
-    assert scorer.score([SOLUTION]) == scorer.score([bare]) == scorer.score([ended])
+    assert score(scorer, [SOLUTION]) == score(scorer, [bare]) == score(scorer, [ended])
 
 
-def test_a_score_depends_on_what_is_before_alone(scorer: OnnxScorer) -> None:
-    whole = scorer.score([SOLUTION])[0].scores
-    for steps in (1, 2):
-        part = scorer.score([Chain(SOLUTION.problem, SOLUTION.steps[:steps])])[0].scores
-        np.testing.assert_allclose(part, whole[:steps], atol=1e-5)
+def test_a_score_depends_on_what_is_before_alone(scorer: Scorer) -> None:
+    whole = score(scorer, [SOLUTION])[0].scores
+    parts = [score(load(), [Chain(SOLUTION.problem, SOLUTION.steps[:steps])])[0].scores for steps in (1, 2)]
+    assert all(list(shorter) == list(longer)[: len(shorter)] for shorter, longer in pairwise([*parts, whole]))
 
 
-def test_the_model_tells_right_steps_from_wrong(scorer: OnnxScorer) -> None:
+def test_the_model_tells_right_steps_from_wrong(scorer: Scorer) -> None:
     wrong = Chain(SOLUTION.problem, ("10-4=7:5 6 7\n",))
-    right, wrong_scores = scorer.score([SOLUTION, wrong])
+    right, wrong_scores = score(scorer, [SOLUTION, wrong])
     assert min(right.scores) > 0.5 > wrong_scores.scores[0]
 
 
@@ -107,38 +138,31 @@ def test_the_model_tells_right_steps_from_wrong(scorer: OnnxScorer) -> None:
         (Chain("4 5", ("1" * 252,)), ChainError.TOO_LONG, "the chain has 257 tokens; the model reads at most 256"),
     ],
 )
-def test_what_cannot_be_scored_does_not_harm_the_rest(scorer: OnnxScorer, chain: Chain, error: ChainError, message: str) -> None:
-    before, bad, after = scorer.score([SOLUTION, chain, SOLUTION])
-    assert before == after == scorer.score([SOLUTION])[0]
-    assert (bad.scores, bad.error, bad.message) == ((), error, message)
+def test_what_cannot_be_scored_does_not_harm_the_rest(scorer: Scorer, chain: Chain, error: ChainError, message: str) -> None:
+    before, bad, after = score(scorer, [SOLUTION, chain, SOLUTION])
+    assert before == after == score(scorer, [SOLUTION])[0]
+    assert (bad.error, bad.message) == (error, message)
 
 
-def test_the_longest_chain_is_scored(scorer: OnnxScorer) -> None:
+def test_the_longest_chain_is_scored(scorer: Scorer) -> None:
     assert scorer.context_tokens_max == 256
-    assert len(scorer.score([Chain("4 5", ("1" * 251,))])[0].scores) == 1
+    assert len(score(scorer, [Chain("4 5", ("1" * 251,))])[0].scores) == 1
+    assert len(score(scorer, [Chain("4 5", ("1" * 20,) * 12)])[0].scores) == 12
 
 
-def test_every_token_can_be_a_step(scorer: OnnxScorer) -> None:
+def test_every_token_can_be_a_step(scorer: Scorer) -> None:
     """An empty step is a newline alone."""
-    assert len(scorer.score([Chain("", ("", "\n", ""))])[0].scores) == 3
+    assert len(score(scorer, [Chain("", ("", "\n", ""))])[0].scores) == 3
 
 
-@pytest.mark.parametrize("logit", [float("nan"), float("inf"), float("-inf")])
-def test_logits_that_are_no_number(logit: float) -> None:
-    for signs in ((logit, 0.0), (0.0, logit)):
-        scores = _row_scores([(0.0, 0.0), signs])
-        assert (scores.scores, scores.error) == ((), ChainError.MODEL)
-
-
-def test_extreme_logits_are_scores() -> None:
-    assert _row_scores([(1e4, -1e4), (-1e4, 1e4), (3.0, 3.0)]).scores == [1.0, 0.0, 0.5]
-
-
-def test_the_revision_is_of_the_content(scorer: OnnxScorer, tmp_path: Path) -> None:
-    for file in FILES:
-        shutil.copy(FOLDER / file, tmp_path / file)
-    assert OnnxScorer("another name", tmp_path).revision == scorer.revision
+def test_the_revision_is_of_the_content(scorer: Scorer, tmp_path: Path) -> None:
+    for file in FOLDER.iterdir():
+        shutil.copy(file, tmp_path / file.name)
+    assert load_model("another name", str(tmp_path)).revision == scorer.revision
     assert len(scorer.revision) == 12
     config = tmp_path / "config.json"
     config.write_text(config.read_text() + "\n")
-    assert OnnxScorer("prm", tmp_path).revision != scorer.revision
+    assert load(folder=tmp_path).revision != scorer.revision
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(StartupError, match=r"model 'prm': ONNX Runtime can't load .*model\.onnx"):
+        load(folder=tmp_path)

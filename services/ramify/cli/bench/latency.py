@@ -33,8 +33,9 @@ from ramify.scheduler.forest.ids import root_ids, tree_ids, uniforms
 from ramify.scheduler.plan import Generator, JobPlan, Verdict, Verifier
 from ramify.scheduler.policies.knobs import Knobs, Value
 from ramify.scheduler.shard import Shard
-from ramify.verifier.backends.onnx import OnnxScorer
 from ramify.verifier.chains import Chain
+from ramify.verifier.columns import ChainColumns
+from ramify.verifier.loading import load_model
 
 TOKEN_MS = 15.0  # of a 7B model on an idle GPU
 STEP_TOKENS = 60.0  # median
@@ -108,7 +109,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.engine = OnnxEngine(tiny24() / "generator")
-        self.scorer = OnnxScorer("prm", tiny24() / "prm")
+        self.scorer = load_model("prm", str(tiny24() / "prm"))
         self.tokenizer = Tokenizer.from_str(self.engine.info.tokenizer_json)
 
     async def run(self, problems: Sequence[str], mode: dict[str, Value], seed: int) -> list[Alone]:
@@ -166,7 +167,8 @@ class Bench:
     def _score(self, running: list[Alone]) -> None:
         asked = [(each, command) for each in running for command in each.wanted if isinstance(command, Score)]
         chains = [Chain(problem, tuple(steps)) for _, command in asked for problem, steps in command.chains.texts()]
-        scores = self.scorer.score(chains) if chains else []
+        columns = ChainColumns.of(chains)
+        scores = self.scorer.score_columns(columns).chains(columns)
         start = 0
         for each, command in asked:
             length = command.chains.length

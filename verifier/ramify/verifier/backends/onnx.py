@@ -1,204 +1,180 @@
-"""A process reward model on ONNX Runtime: a Hugging Face Llama folder with `model.onnx` and past key values.
+"""A process reward model on ONNX Runtime, which computes what is new of a row and keeps the rest as keys and values.
 
-Convention: the text is the problem, a newline, and the steps, each ended by a newline. The score of a step is P(+)
-against P(-), the softmax over the logits of those two tokens, at the newline that ends the step. A causal model
-gives all steps' scores in one pass.
+A row is computed part by part (`Row.chunks`; a long one in pieces), each with the keys and values of what is before it. That
+is also how a row is computed of which nothing is known yet, so a verifier that was restarted gives bitwise the numbers
+that it gave before, and a part's numbers never depend on what follows it.
 
-Scores are bitwise the same whatever else is in the batch. A row of a matrix product may differ in its last bits with
-the product's shape, so a row's length depends on its own chain alone (`TOKENS_BUCKET`), and a call never has one row
-(`ROWS_MIN`), for which a CPU may have another kernel than for many.
+Nor do they depend on what else is in a call. A row of a matrix product may differ in its last bits with the product's shape,
+so the padded lengths P and T follow from the segment's own place and length alone, and a call never has one row (`ROWS_MIN`),
+for which a CPU may have another kernel than for many.
 
-Shapes: B rows, T tokens of a row, P past tokens (none here), V vocabulary, H heads of D.
+Shapes: B rows of a call, P tokens that are held, T new ones.
 """
 
-import hashlib
-import json
-import math
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
-from tokenizers import Tokenizer
+from numpy.typing import NDArray
 
-from ramify.verifier.backends.base import ChainScorer
-from ramify.verifier.chains import NO_STEP, Chain, ChainError, ChainScores
+from ramify.verifier.backends.folder import content_hash, open_tokenizer, read_json, require
+from ramify.verifier.backends.onnx_cache import SegmentCache
+from ramify.verifier.backends.onnx_graph import OnnxGraph
+from ramify.verifier.backends.onnx_plan import Job, Plan
 from ramify.verifier.errors import StartupError
+from ramify.verifier.reading import Head, Labels, Pair, Row, Value
 
-DELIMITER = "\n"
-FILES = ("config.json", "model.onnx", "tokenizer.json")
+GRAPHS = ("model.onnx", "onnx/model.onnx")
 
-TOKENS_BUCKET = 16
-ROWS_MIN, ROWS_MAX = 2, 64
-
-# Pieces of text (problems and steps) whose tokens are kept: a growing chain is sent again with each new step.
-_PIECES_KEPT = 1 << 16
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A chain as tokens, and the positions of the newlines that end its steps."""
-
-    tokens: list[int]
-    ends: list[int]
+HELD_BUCKET, NEW_BUCKET = 64, 8  # the least steps of P and T: powers of two, as registers are wide
+ROWS_MIN, ROWS_MAX = 2, 64  # of a call
+CALL_TOKENS, CALL_BYTES = 2_048, 64 << 20  # of a call, padding included, unless `ROWS_MIN` have more
+WORK_BYTES = 128 << 20  # new keys and values of rows that are computed together
 
 
-class OnnxScorer(ChainScorer):
-    """See the module.
+class OnnxReader:
+    """See the module, and `Reader`.
+
+    A graph that takes no past, or only one new token with it, is run on whole rows: a number follows from its row alone, but
+    from what is before it only within rounding. So it is for graphs with GroupQueryAttention, which are run row by row.
 
     Args:
-        name: Its name in requests.
-        folder: Holds `FILES`, and `model.onnx.data` if the weights are apart.
+        folder: Holds `config.json`, `tokenizer.json`, and one of `GRAPHS` with its weights, as `OnnxGraph` describes it.
+        head: What the model's outputs mean.
         threads: Threads of one matrix product.
+        cache_bytes_max: Bounds the keys and values that are kept for longer rows. Computing takes `WORK_BYTES` more, and a
+            few times `CALL_BYTES`.
+
+    Attributes:
+        tokens_read: Tokens computed so far, without padding.
+        tokens_cached: Tokens of rows that were known, from before or from another row of the call.
 
     Raises:
-        StartupError: the folder lacks files, or they are not such a model.
+        StartupError: the folder lacks files, or they are not such a model, or its outputs do not fit the head.
     """
 
     backend = "onnx"
     batch_tokens_max = 8_192
-    batch_wait_ms_max = 2.0
+    calls_max = 1
 
-    def __init__(self, name: str, folder: Path, *, threads: int = 1) -> None:
-        self.name = name
-        missing = [file for file in FILES if not (folder / file).is_file()]
-        if missing:
-            raise StartupError(f"model '{name}': the folder '{folder}' lacks {', '.join(missing)}")
-        try:
-            self.revision = _content_hash(folder)
-            self.context_tokens_max = int(json.loads((folder / "config.json").read_text())["max_position_embeddings"])
-            self._tokenizer = _open_tokenizer(folder)
-            self._session = _open_session(folder / "model.onnx", threads)
-            self._no_past = _no_past(self._session)
-            self._plus, self._minus, _ = (self._token_id(text) for text in ("+", "-", DELIMITER))
-            self._unknown: int | None = self._tokenizer.token_to_id(_unknown_token(folder))
-            self._encode = lru_cache(maxsize=_PIECES_KEPT)(self._encode_piece)
-            self._run([_Row([self._plus], [0])])  # warms up: the first call allocates
-        except Exception as error:  # ONNX Runtime and tokenizers raise classes of their own, or bare Exception
-            raise StartupError(f"model '{name}': cannot load the folder '{folder}': {error}") from error
+    def __init__(self, folder: Path, head: Head, *, threads: int = 1, cache_bytes_max: int = 256 << 20) -> None:
+        require(folder, ["config.json", "tokenizer.json"])
+        file = next((folder / name for name in GRAPHS if (folder / name).is_file()), None)
+        if file is None:
+            raise StartupError(f"the folder '{folder}' lacks {GRAPHS[0]}")
+        config = read_json(folder / "config.json")
+        config = config.get("text_config", config)
+        self.context_tokens_max = int(config.get("max_position_embeddings") or config.get("n_positions") or 0)
+        if not self.context_tokens_max:
+            raise StartupError(f"{folder / 'config.json'} lacks max_position_embeddings: how many tokens the model reads")
+        # Weights may lie beside the graph, under its name with an ending.
+        files = sorted(path.relative_to(folder).as_posix() for path in file.parent.glob(f"{file.name}*"))
+        self.revision = content_hash(folder, ["config.json", "tokenizer.json", *files])
+        self.tokenizer = open_tokenizer(folder)
+        self._graph = OnnxGraph(file, config, threads)
+        _check_head(file, head, self._graph.outputs, config.get("vocab_size"))
+        self._columns: tuple[int, int | None] = (0, None) if isinstance(head, Value) else head
+        self._query_heads = int(config.get("num_attention_heads") or 1)
+        self._cache = SegmentCache(cache_bytes_max)
+        self.tokens_read = self.tokens_cached = 0
 
-    def score(self, chains: Sequence[Chain]) -> list[ChainScores]:
-        """See `ChainScorer`."""
-        found: list[ChainScores | None] = []
-        rows: dict[int, list[tuple[int, _Row]]] = defaultdict(list)
-        for index, chain in enumerate(chains):
-            row = self._read(chain)
-            if isinstance(row, _Row):
-                found.append(None)
-                rows[self._bucket(len(row.tokens))].append((index, row))
-            else:
-                found.append(row)
-        for members in rows.values():
-            for start in range(0, len(members), ROWS_MAX):
-                part = members[start : start + ROWS_MAX]
-                for (index, _), scores in zip(part, self._run([row for _, row in part]), strict=True):
-                    found[index] = scores
-        return [scores for scores in found if scores is not None]
+    @property
+    def cache_bytes(self) -> int:
+        """What is kept: keys and values, and what it takes to find them."""
+        return self._cache.bytes
 
-    def _read(self, chain: Chain) -> _Row | ChainScores:
-        """The chain as tokens, or why it cannot be scored."""
-        if not chain.steps:
-            return NO_STEP
-        tokens: list[int] = []
-        ends: list[int] = []
-        for index, piece in enumerate((chain.problem, *chain.steps)):
-            piece_tokens = self._encode(piece if piece.endswith(DELIMITER) else piece + DELIMITER)
-            if isinstance(piece_tokens, str):
-                where = f"step {index}" if index else "the problem"
-                return ChainScores(error=ChainError.INVALID, message=f"{where} has {piece_tokens}")
-            tokens += piece_tokens
-            if index:
-                ends.append(len(tokens) - 1)
-        if len(tokens) > self.context_tokens_max:
-            message = f"the chain has {len(tokens)} tokens; the model reads at most {self.context_tokens_max}"
-            return ChainScores(error=ChainError.TOO_LONG, message=message)
-        return _Row(tokens, ends)
+    @property
+    def segments(self) -> int:
+        """How many runs of tokens have their keys and values kept."""
+        return len(self._cache)
 
-    def _encode_piece(self, piece: str) -> tuple[int, ...] | str:
-        """The tokens of a piece, or the words for what the vocabulary lacks."""
-        encoding = self._tokenizer.encode(piece, add_special_tokens=False)
-        if self._unknown is not None and self._unknown in encoding.ids:
-            start, end = encoding.offsets[encoding.ids.index(self._unknown)]
-            return f"{piece[start:end]!r} at character {start + 1}, which the model's vocabulary lacks"
-        return tuple(encoding.ids)
+    def read(self, rows: Sequence[Row]) -> list[NDArray[np.float64]]:
+        """See `Reader`."""
+        found: list[NDArray[np.float64]] = []
+        plan = Plan(self._cache, whole=not self._graph.remembers)
+        for row in rows:
+            plan.add(row)
+            if plan.tokens * self._graph.token_bytes > WORK_BYTES:
+                found += self._carry_out(plan)
+                plan = Plan(self._cache, whole=not self._graph.remembers)
+        return found + self._carry_out(plan)
 
-    def _bucket(self, tokens: int) -> int:
-        """The padded length T of a row, by its own length alone."""
-        return min(-(-tokens // TOKENS_BUCKET) * TOKENS_BUCKET, self.context_tokens_max)
+    def close(self) -> None:
+        """See `Reader`."""
+        self._cache.clear()
 
-    def _run(self, rows: list[_Row]) -> list[ChainScores]:
-        """Scores rows of one bucket, at most `ROWS_MAX`, in one call."""
-        length = self._bucket(len(rows[0].tokens))
-        # A lone row is doubled: a row of padding alone would attend to nothing.
-        filled = rows if len(rows) >= ROWS_MIN else rows * ROWS_MIN
-        ids = np.zeros((len(filled), length), np.int64)
-        mask = np.zeros((len(filled), length), np.int64)
-        for ids_row, mask_row, row in zip(ids, mask, filled, strict=True):
-            ids_row[: len(row.tokens)] = row.tokens
-            mask_row[: len(row.tokens)] = 1
-        positions = np.broadcast_to(np.arange(length), ids.shape)
-        feed = {"input_ids": ids, "attention_mask": mask, "position_ids": np.ascontiguousarray(positions)}
-        for name, (heads, width) in self._no_past.items():
-            feed[name] = np.zeros((len(filled), heads, 0, width), np.float32)
-        logits = np.asarray(self._session.run(["logits"], feed)[0])
-        signs = logits[..., [self._plus, self._minus]].astype(np.float64)
-        return [_row_scores(signs[index, row.ends].tolist()) for index, row in enumerate(rows)]
+    def _carry_out(self, plan: Plan) -> list[NDArray[np.float64]]:
+        """The log-odds of each of the plan's rows."""
+        for held_width, new_width, jobs in self._calls(plan.jobs.values()):
+            self._run(jobs, held_width, new_width)
+        self.tokens_read += plan.tokens
+        self.tokens_cached += plan.tokens_asked - plan.tokens
+        return plan.answers()
 
-    def _token_id(self, text: str) -> int:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        if len(ids) != 1:
-            raise ValueError(f"{text!r} is {len(ids)} tokens of its vocabulary, not one")
-        return ids[0]
+    def _calls(self, jobs: Iterable[Job]) -> Iterator[tuple[int, int, list[Job]]]:
+        """P, T and the jobs of each call, those that others wait for first."""
+        alike: dict[tuple[int, int, int], list[Job]] = defaultdict(list)
+        for job in jobs:
+            alike[job.wave, *self._widths(job.segment.end - len(job.tokens), len(job.tokens))].append(job)
+        for (_, held_width, new_width), group in sorted(alike.items(), key=lambda item: item[0]):
+            calls = -(-len(group) // self._rows_max(held_width, new_width))
+            for call in range(calls):  # of about as many rows each, so that none has too few
+                yield held_width, new_width, group[call::calls]
 
+    def _widths(self, held: int, new: int) -> tuple[int, int]:
+        """P and T for so many tokens that are held, and new ones; together no more than the model reads."""
+        if held and self._graph.alone:
+            return held, new
+        new_width = min(_bucket(new, NEW_BUCKET), self.context_tokens_max - held)
+        held_width = min(_bucket(held, HELD_BUCKET), self.context_tokens_max - new_width)
+        return held_width if self._graph.padded else held, new_width
 
-def _row_scores(signs: list[tuple[float, float]]) -> ChainScores:
-    """Scores from the logits of + and - at the end of each step."""
-    if not all(math.isfinite(plus) and math.isfinite(minus) for plus, minus in signs):
-        return ChainScores(error=ChainError.MODEL, message="the model gave a logit that is no finite number")
-    return ChainScores([_sigmoid(plus - minus) for plus, minus in signs])
+    def _rows_max(self, held_width: int, new_width: int) -> int:
+        """Rows of one call."""
+        if held_width and self._graph.alone:
+            return 1
+        width = held_width + new_width
+        held_bytes = (held_width + width) * self._graph.token_bytes
+        new_bytes = 8 * new_width * (self._query_heads * width + self._graph.outputs)  # scores and logits, in and out
+        return min(max(ROWS_MIN, min(CALL_TOKENS // new_width, CALL_BYTES // (held_bytes + new_bytes))), ROWS_MAX)
 
-
-def _sigmoid(x: float) -> float:
-    # `math` and not numpy, whose vector loops may round the last few elements of an array otherwise than the rest.
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+    def _run(self, jobs: Sequence[Job], held_width: int, new_width: int) -> None:
+        """Do some jobs in one call."""
+        rows = jobs if len(jobs) > 1 or self._graph.alone else [*jobs] * ROWS_MIN
+        held = [[each.kv for each in reversed([*job.segment.before()]) if each.kv is not None] for job in rows]
+        logits, made = self._graph.run([job.tokens for job in rows], held, held_width, new_width)
+        places = [[*job.inner, len(job.tokens) - 1] for job in jobs]
+        good, bad = self._columns
+        at = np.repeat(np.arange(len(jobs)), [len(each) for each in places]), np.concatenate(places)
+        with np.errstate(invalid="ignore"):  # of infinities: what comes of them is the caller's to see
+            odds = logits[*at, good].astype(np.float64)
+            if bad is not None:
+                odds -= logits[*at, bad]
+        values = iter(odds.tolist())
+        for row, (job, inner) in enumerate(zip(jobs, places, strict=True)):
+            job.inner.update((place, next(values)) for place in inner[:-1])
+            job.segment.log_odds = next(values)
+            if self._graph.remembers and job.segment.kv is None:
+                job.segment.kv = made[:, row, :, : len(job.tokens)].copy()
+                self._cache.add(job.segment)
 
 
-def _open_tokenizer(folder: Path) -> Tokenizer:
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    # Chains are text of strangers: "<eos>" in them is five characters and no token.
-    tokenizer.encode_special_tokens = True
-    return tokenizer
+def _bucket(tokens: int, least: int) -> int:
+    """A padded length: the next multiple of `least`, and of an eighth of the power of two before it."""
+    step = max(least, 1 << max(0, (tokens - 1).bit_length() - 4))
+    return -(-tokens // step) * step
 
 
-def _open_session(model: Path, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Idle threads must not burn the cores that the generator needs.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-
-
-def _no_past(session: ort.InferenceSession) -> dict[str, tuple[int, int]]:
-    """(H, D) of each past key and value [B, H, P, D]."""
-    past = {item.name: item.shape for item in session.get_inputs() if item.name.startswith("past_key_values.")}
-    return {name: (int(shape[1]), int(shape[3])) for name, shape in past.items()}
-
-
-def _content_hash(folder: Path) -> str:
-    """Hash of everything that bears on a score, 12 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for name in (*FILES, "model.onnx.data"):
-        if (folder / name).is_file():
-            with (folder / name).open("rb") as file:
-                digest.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\0".encode())
-    return digest.hexdigest()[:12]
-
-
-def _unknown_token(folder: Path) -> str:
-    """The token that stands for what the vocabulary lacks; "" if the tokenizer has none."""
-    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    return model.get("unk_token") or ""
+def _check_head(file: Path, head: Head, outputs: int, vocabulary: int | None) -> None:
+    """Raises `StartupError` where a model that gives so many numbers for a token has no such head."""
+    match head:
+        case Pair(good, bad) if max(good, bad) >= outputs:
+            wanted = f"logits of its vocabulary, of the tokens {good} and {bad} among them"
+        case Labels(good, bad) if max(good, bad) >= outputs or outputs == vocabulary:
+            wanted = f"logits of a few labels, {good} and {bad} among them"
+        case Value() if outputs != 1:
+            wanted = "one number, a reward"
+        case _:
+            return
+    raise StartupError(f"{file} gives {outputs} numbers for a token; this convention needs {wanted}")
