@@ -13,12 +13,14 @@ from ramify.scheduler.events import AnswersChecked, AnswersGrouped, StepsLost, S
 from ramify.scheduler.forest.columns import NO_GROUP
 from ramify.scheduler.forest.ids import mix64_int
 from ramify.scheduler.forest.table import select
+from ramify.scheduler.plan import Verifier
 
 Index = NDArray[np.int64]
 
 # Per cent of steps that end so, the rest is STEP. Few words, so that chains repeat each other.
 FINISHES = ((Finish.ERROR, 6), (Finish.CONTEXT, 10), (Finish.STEP_CUT, 18), (Finish.END, 45), (Finish.STEP, 100))
 WORDS = ("one\n", "two\n", "", "trois étapes\n")
+ALONE = Verifier("verifier")  # the one that most jobs have
 UNSCORABLE = 23  # one chain in so many
 
 
@@ -47,11 +49,29 @@ def verdict_of(problem: str, steps: Sequence[str]) -> int:
     return zlib.crc32("".join((problem, *steps)).encode()) % 3
 
 
-def scores_of(problem: str, steps: Sequence[str]) -> list[float]:
+def scores_of(problem: str, steps: Sequence[str], model: str = ALONE.model) -> list[float]:
     """One for each step, of its prefix alone; NaN where it can't be scored."""
-    prefixes = ["\0".join((problem, *steps[: count + 1])) for count in range(len(steps))]
+    head = problem if model == ALONE.model else model + problem
+    prefixes = ["\0".join((head, *steps[: count + 1])) for count in range(len(steps))]
     hashes = [zlib.crc32(prefix.encode()) for prefix in prefixes]
     return [float("nan") if each % UNSCORABLE == 0 else (each // UNSCORABLE % 9) / 8 for each in hashes]
+
+
+def judged(problem: str, steps: Sequence[str], ended: bool, verifiers: Sequence[Verifier]) -> list[float]:
+    """The score of each step by several verifiers, number by number; before a chain's end each was judged when it came."""
+    way = [each for each in verifiers if each.when != "end"]
+    judges = [each for each in verifiers if each.when != "way"] or way
+    said = {each: scores_of(problem, steps, each.model) for each in verifiers}
+
+    def mean(of: Sequence[Verifier], at: int) -> float:
+        total = found = 0.0
+        for each in sorted(of):
+            right, wrong = (score ** (1 / each.temperature) for score in (said[each][at], 1 - said[each][at]))
+            total, found = total + each.weight, found + each.weight * (right / (right + wrong))
+        return found / total
+
+    scores = [mean(way, at) for at in range(len(steps))]
+    return [*scores[:-1], mean(judges, -1)] if ended else scores
 
 
 def i32(values: Sequence[int]) -> NDArray[np.int32]:
@@ -78,10 +98,10 @@ def sampled(command: Generate, which: Index) -> StepsSampled:
     )
 
 
-def scored(chains: Chains, which: Index) -> StepsScored:
-    """The verifier's answer to some chains."""
-    texts = chains.texts()
-    scores = [scores_of(*texts[at]) for at in which.tolist()]
+def scored(chains: Chains, which: Index, verifiers: Sequence[Verifier] = (ALONE,)) -> StepsScored:
+    """The verifiers' answer to some chains."""
+    texts, ended = chains.texts(), chains.ended.tolist()
+    scores = [judged(problem=texts[at][0], steps=texts[at][1], ended=ended[at], verifiers=verifiers) for at in which.tolist()]
     return StepsScored(
         hint=chains.hint[which],
         tree_id=chains.tree_id[which],

@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from ramify.scheduler.plan import Generator
+from ramify.scheduler.plan import Generator, Verifier
 from tests.simulation.world import CALM, Weather, Work, World, plan
 
 WORKS: dict[str, tuple[Work, ...]] = {
@@ -12,6 +12,12 @@ WORKS: dict[str, tuple[Work, ...]] = {
     "beam_keeps_copies": (Work(plan(n=4, keep=4, duplicates="keep", aggregate="prod", checker="rule"), (8, 9)),),
     "beam_on_a_budget": (Work(plan(n=6, keep=2, tokens_per_tree_max=61), (0, 1, 2)),),
     "beam_of_two_models": (Work(plan(n=6, keep=3, generators=(Generator("a", 2.0), Generator("b"))), (0, 1, 2)),),
+    "beam_of_three_verifiers": (
+        Work(
+            plan(n=6, keep=3, verifiers=(Verifier("b", 2.0, 1.5), Verifier("a", when="way"), Verifier("c", when="end"))),
+            (0, 1, 2),
+        ),
+    ),
     "best_of_n": (Work(plan(policy="best_of_n", n=4, checker="rule"), (0, 1, 2)),),
     "best_of_n_vote": (Work(plan(policy="best_of_n", n=5, answer="weighted_vote", aggregate="mean"), (3, 4)),),
     "best_of_n_vote_by_the_shell": (

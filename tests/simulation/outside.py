@@ -25,6 +25,7 @@ from tests.simulation.costs import Costs
 
 NEAR, FAR = "near", "far"  # where engines are; the near ones cost less
 TERMS = Terms({NEAR: Region(1.0), FAR: Region(2.0)})
+CHECKER = "rule"
 FAILURES_MAX = 3  # of one step: fewer than it takes to set it aside
 
 
@@ -136,11 +137,11 @@ class SimVerifier:
             errors: list[VerifierError] = [UnavailableError("it is away"), OverloadedError("it is full", 50)]
             raise self.pace.chance.choice(errors)
         found = chains.chains()
-        if last_only:
+        if model == CHECKER:
             verdicts = [fakes.verdict_of(chain.problem, chain.steps) for chain in found]
             each = [[{0: math.nan, 1: 1.0, 2: 0.0}[verdict]] for verdict in verdicts]
         else:
-            each = [fakes.scores_of(chain.problem, chain.steps) for chain in found]
+            each = [fakes.scores_of(chain.problem, chain.steps, model)[-1 if last_only else 0 :] for chain in found]
         failed = [at for at, scores in enumerate(each) if math.isnan(scores[-1])]
         faults = [ChainFault(at, ChainError.MODEL, "the verifier could not") for at in failed]
         return ColumnsScored(np.array([score for scores in each for score in scores], np.float32), faults, revision)

@@ -88,6 +88,16 @@ def test_trees_that_lose_steps_to_damage_are_marked_and_come_to_the_same() -> No
     assert restarts > 2
 
 
+def test_several_verifiers_come_to_the_same_scores_whoever_dies_or_is_away() -> None:
+    kills = 0
+    for seed in range(4):
+        storm = replace(SHORT, kills=4.0, verifier_away=0.2, step_ms_max=60)
+        cluster = Cluster(WORKS["beam_of_three_verifiers"], storm, seed).run()
+        assert_calm(cluster, "beam_of_three_verifiers")
+        kills += cluster.happened["kill"]
+    assert kills > 10
+
+
 def test_shards_that_come_and_go_hand_over_in_order() -> None:
     """A drain ends, and what it costs is what was in flight."""
     drains = 0

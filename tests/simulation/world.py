@@ -10,6 +10,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from ramify.scheduler.events import (
 )
 from ramify.scheduler.forest.ids import root_ids, tree_ids
 from ramify.scheduler.journal import Journal
-from ramify.scheduler.plan import Generator, JobPlan, Verifier
+from ramify.scheduler.plan import Generator, JobPlan
 from ramify.scheduler.policies.knobs import Knobs, defaults_of
 from ramify.scheduler.shard import Shard, ShardLimits
 from tests.simulation import fakes, laws
@@ -89,22 +90,21 @@ class Write:
 
 
 def plan(job_id: str = "job", **given: Any) -> JobPlan:
-    """A job's plan from its knobs; `tokens_per_tree_max`, `deadline_ms`, `checker` and `generators` are the plan's own."""
-    names = ("tokens_per_tree_max", "steps_per_tree_max", "deadline_ms", "checker", "generators")
+    """A job's plan from its knobs; `tokens_per_tree_max`, `deadline_ms`, `checker` and its models are the plan's own."""
+    names = ("tokens_per_tree_max", "steps_per_tree_max", "deadline_ms", "checker", "generators", "verifiers")
     own = {name: given.pop(name) for name in names if name in given}
     knobs = Knobs.fill({"max_steps": 4, "max_step_tokens": 6, **given})
     return JobPlan(
         job_id=job_id,
         policy=knobs.build(),
         params=StepParams(knobs["temperature"], knobs["top_p"], knobs["max_step_tokens"], "\n"),
-        verifiers=(Verifier("verifier"),),
         aggregate=knobs["aggregate"],
         answer=knobs["answer"],
         cut=knobs["cut"],
         extract=knobs.extract(),
         compare=knobs["compare"],
         tolerance=knobs["tolerance"],
-        **{"checker": "", "generators": (Generator("generator"),), **own},
+        **{"checker": "", "generators": (Generator("generator"),), "verifiers": (fakes.ALONE,), **own},
     )
 
 
@@ -237,9 +237,10 @@ class World:
             case Generate():
                 self._generate(command)
             case Score():
+                answer = partial(fakes.scored, verifiers=command.plan.verifiers)
                 for part in self._parts(len(command.chains.length)):
                     part, gone = self._lose(part, command.chains.tree_id, command.chains.node_id)
-                    self._answer(fakes.scored, fakes.lost, command.chains, part, gone)
+                    self._answer(answer, fakes.lost, command.chains, part, gone)
             case Withdraw():
                 self._withdraw(command)
             case Compare():
