@@ -152,7 +152,7 @@ async def test_work_past_its_deadline_is_not_computed() -> None:
     async with batching(scorer, now_s=lambda: now_s[0]) as batcher:
         held = await hold(batcher, scorer)
         late = await submit(batcher, chain("late"), deadline_s=101.0)
-        early = await submit(batcher, chain("early"), deadline_s=103.0)
+        early = await submit(batcher, chain("early"), deadline_s=110.0)
         now_s[0] = 102.0
         scorer.gate.set()
         assert await early == [expected(chain("early"))]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,9 @@ from ramify.verifier.metrics import Metrics, ModelMetrics
 
 logger = logging.getLogger(__name__)
 
+Learn: TypeAlias = Callable[[int, ChainColumns, ColumnScores], None]
+"""Takes chains of a request, from the one of that number on, and their scores."""
+
 QUEUE_CHAINS_MAX = 65_536
 QUEUE_BYTES_MAX = 256 << 20
 
@@ -32,6 +36,16 @@ _RETRY_DELAY_MS_MIN, _RETRY_DELAY_MS_MAX, _RETRY_DELAY_MS_UNKNOWN = 10, 10_000, 
 
 # Weight of the newest batch in the recent throughput: it forgets in about ten batches.
 _THROUGHPUT_WEIGHT = 0.2
+
+# Times the expected delay that a deadline has to allow: whoever is taken on is to be in time, and what is expected is a guess.
+_PATIENCE = 2.0
+
+# A batch is to take no longer, so that deadlines can be met; or than this many times what the shortest batches take, which is
+# what a batch costs whatever is in it.
+_BATCH_S, _BATCH_SHORTEST = 0.05, 3.0
+
+# The shortest batch is forgotten by this with each batch.
+_SHORTEST_GROWTH = 1.01
 
 # What the throughput is thought to grow by with each request that it makes us drop: a wrong one must not keep itself alive.
 _DOUBT = 1.1
@@ -47,6 +61,7 @@ class _Request:
     deadline_s: float
     arrived_s: float
     done: asyncio.Future[ColumnScores]
+    learn: Learn | None
     scores: NDArray[np.float32]  # of all steps, as far as they are there
     missing: int  # chains without scores
     taken: int = 0
@@ -102,6 +117,7 @@ class Batcher:
         self._waiting_tokens = self._computing_tokens = 0
         self._arrived = asyncio.Event()
         self._tokens_per_s = 0.0
+        self._shortest_s = float("inf")
         # One thread more than calls: tokens are counted while they are computed.
         self._executor = ThreadPoolExecutor(scorer.calls_max + 1, thread_name_prefix=f"scorer-{scorer.name}")
         self._workers = [asyncio.create_task(self._work(), name=f"batcher-{scorer.name}") for _ in range(scorer.calls_max)]
@@ -117,13 +133,16 @@ class Batcher:
         """Of the chains in the queue, as far as they have been counted."""
         return self._waiting_tokens
 
-    async def score(self, chains: ChainColumns, deadline_s: float | None = None, priority: int = 0) -> ColumnScores:
+    async def score(
+        self, chains: ChainColumns, deadline_s: float | None = None, priority: int = 0, learn: Learn | None = None
+    ) -> ColumnScores:
         """The scores of the chains. A cancelled call leaves the queue at once.
 
         Args:
             chains: What to score.
             deadline_s: When the scores are worthless, on the batcher's clock.
             priority: Who has the lower number is scored first.
+            learn: Called with the scores of the chains from a number on as soon as they are there, even if nobody waits any more.
 
         Raises:
             OverloadedError: the queue has no room for them all, or they could not be done before the deadline.
@@ -136,16 +155,17 @@ class Batcher:
         if not len(chains):
             return ColumnScores(np.empty(0, np.float32), [])
         deadline_s = float("inf") if deadline_s is None else deadline_s
-        self._check_room(chains, deadline_s)
+        self._check_room(chains)
         self._hold(len(chains), len(chains.text))
         try:
             ends = np.cumsum(await self._aside(partial(self.scorer.tokens, chains)), dtype=np.int64)
+            self._check_time(int(ends[-1]), deadline_s)
         except BaseException:
             self._hold(-len(chains), -len(chains.text))
             raise
         done: asyncio.Future[ColumnScores] = asyncio.get_running_loop().create_future()
         scores = np.empty(chains.step_count, np.float32)
-        request = _Request(chains, ends, priority, deadline_s, self._now_s(), done, scores, len(chains))
+        request = _Request(chains, ends, priority, deadline_s, self._now_s(), done, learn, scores, len(chains))
         self._queues.setdefault(priority, OrderedDict())[request] = None
         self._waiting_tokens += int(ends[-1])
         if self._closed:  # meanwhile
@@ -176,14 +196,18 @@ class Batcher:
                 raise self._stopping() from error
             raise
 
-    def _check_room(self, chains: ChainColumns, deadline_s: float) -> None:
-        waiting, wait_s = self._waiting_chains, self._wait_s
+    def _check_time(self, tokens: int, deadline_s: float) -> None:
+        wait_s = self._wait_s + self._seconds_for(tokens)
+        if self._queues and self._now_s() + _PATIENCE * wait_s > deadline_s:
+            why = f"they would take about {wait_s * 1000:.0f} ms with what waits before them, too long for their deadline"
+            raise OverloadedError(f"model '{self.scorer.name}' is busy: {why}", self._retry_delay_ms())
+
+    def _check_room(self, chains: ChainColumns) -> None:
+        waiting = self._waiting_chains
         if waiting + len(chains) > self._queue_chains_max:
             why = f"and room for {self._queue_chains_max}; these are {len(chains)} more"
         elif waiting and self._waiting_bytes + len(chains.text) > QUEUE_BYTES_MAX:
             why = f"of {self._waiting_bytes >> 20} MiB, and room for {QUEUE_BYTES_MAX >> 20} MiB"
-        elif waiting and self._now_s() + wait_s > deadline_s:
-            why = f"for about {wait_s * 1000:.0f} ms: longer than the deadline allows"
         else:
             return
         raise OverloadedError(f"model '{self.scorer.name}' has {waiting} chains waiting {why}", self._retry_delay_ms())
@@ -243,7 +267,7 @@ class Batcher:
         tokens, now_s = 0, self._now_s()
         while self._queues:
             request = next(iter(self._queues[min(self._queues)]))
-            room = self.scorer.batch_tokens_max - tokens
+            room = self._batch_tokens - tokens
             start, end = request.taken, request.fitting(room)
             if end == start and not parts:
                 end += 1
@@ -280,7 +304,8 @@ class Batcher:
         finally:
             self._computing_tokens -= tokens
         elapsed_s = self._now_s() - started_s
-        if full:  # a small batch of an idle model says little
+        self._shortest_s = min(self._shortest_s * _SHORTEST_GROWTH, elapsed_s)
+        if full or elapsed_s > _BATCH_S:  # a small batch of an idle model says little
             self._learn_throughput(tokens, elapsed_s)
         self.metrics.batch(tokens, elapsed_s)
         at = 0
@@ -294,13 +319,22 @@ class Batcher:
         first = int(ends[part.start - 1]) if part.start else 0
         request.scores[first : first + len(mine.scores)] = mine.scores
         request.faults.extend(fault._replace(chain=fault.chain + part.start) for fault in mine.faults)
+        if request.learn is not None:
+            request.learn(part.start, part.chains, mine)
         request.missing -= part.end - part.start
         if not request.missing and not request.done.done():
             request.done.set_result(ColumnScores(request.scores, sorted(request.faults)))
         return end
 
+    @property
+    def _batch_tokens(self) -> int:
+        """Tokens that are worth one call and don't take too long, by the recent throughput."""
+        if not self._tokens_per_s:
+            return self.scorer.batch_tokens_max
+        return min(self.scorer.batch_tokens_max, int(self._tokens_per_s * max(_BATCH_S, _BATCH_SHORTEST * self._shortest_s)))
+
     def _learn_throughput(self, tokens: int, elapsed_s: float) -> None:
-        newest = max(tokens, 1) * len(self._workers) / max(elapsed_s, 1e-6)
+        newest = max(tokens, 1) / max(elapsed_s, 1e-6)
         weight = _THROUGHPUT_WEIGHT if self._tokens_per_s else 1.0
         self._tokens_per_s += weight * (newest - self._tokens_per_s)
 
@@ -311,7 +345,7 @@ class Batcher:
     @property
     def _wait_s(self) -> float:
         """When the queue will probably be empty."""
-        return self._seconds_for(self._waiting_tokens + self._computing_tokens)
+        return self._seconds_for(self._waiting_tokens + self._computing_tokens) / len(self._workers)
 
     def _retry_delay_ms(self) -> int:
         """When there will probably be room."""

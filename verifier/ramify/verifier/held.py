@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ramify.verifier.columns import ChainColumns
-from ramify.verifier.lru import ByteLru
+from ramify.verifier.names import NAME_BYTES
+from ramify.verifier.recent import Recent
 from ramify.verifier.sent import SentChains
 
 COUNT_BYTES = 4
@@ -20,6 +21,14 @@ class Place(NamedTuple):
 
     name: bytes
     address: str
+
+    @classmethod
+    def of(cls, data: bytes) -> "Place":
+        """From its bytes."""
+        return cls(data[:NAME_BYTES], data[NAME_BYTES:].decode())
+
+    def __bytes__(self) -> bytes:
+        return self.name + self.address.encode()
 
 
 class Texts:
@@ -43,7 +52,7 @@ class Texts:
     def key(self, first: int, last: int) -> bytes:
         """A hash of the texts [first, last) that no two have in common."""
         text, counts = self.slice(first, last)
-        return blake2b(counts + text, digest_size=16).digest()
+        return blake2b(counts + text, digest_size=NAME_BYTES).digest()
 
     def sent(self, chains: Sequence[int], prefixes: Sequence[bytes], references: Sequence[str]) -> SentChains:
         """The chains of those numbers, each as its last step after its prefix, or whole where that is empty."""
@@ -66,15 +75,16 @@ class Held:
     """Of one model. Bounded in bytes; what is forgotten is sent whole again."""
 
     def __init__(self, bytes_max: int) -> None:
-        self._places = ByteLru[bytes, Place](bytes_max)
+        self._places = Recent(bytes_max)
 
     def look(self, texts: Texts) -> list[Place | None]:
         """Where what each chain had before its last step is held."""
         recall, key = self._places.get, texts.key
-        return [recall(key(first, end - 1)) if end - first > 2 else None for first, end in pairwise(texts.firsts)]
+        found = [recall(key(first, end - 1)) if end - first > 2 else None for first, end in pairwise(texts.firsts)]
+        return [Place.of(each) if each is not None else None for each in found]
 
     def keep(self, texts: Texts, chains: Sequence[int], names: Sequence[bytes], address: str) -> None:
         """Remember what the chains of those numbers are called, and where they are held; not those without a name."""
         for chain, name in zip(chains, names, strict=True):
             if name:
-                self._places.put(texts.key(texts.firsts[chain], texts.firsts[chain + 1]), Place(name, address), len(name))
+                self._places.put(texts.key(texts.firsts[chain], texts.firsts[chain + 1]), bytes(Place(name, address)))

@@ -5,8 +5,9 @@ not used for longest is forgotten. Who continues one that is forgotten has to se
 """
 
 import asyncio
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -14,42 +15,28 @@ from ramify.verifier.batching import Batcher
 from ramify.verifier.chains import CHAIN_STEPS_MAX, NO_STEP, ChainError
 from ramify.verifier.columns import ChainColumns, ChainFault, ColumnScores
 from ramify.verifier.errors import DeadlineError
-from ramify.verifier.lru import ByteLru
 from ramify.verifier.names import names_from, problem_name
+from ramify.verifier.recent import Recent
 from ramify.verifier.sent import Answers, SentChains, need_prefix
 
 MEMORY_BYTES_MAX = 256 << 20
 
 COUNT_BYTES = SCORE_BYTES = 4
 
+Key: TypeAlias = bytes
+"""A chain: the sizes in bytes of its problem and of each step, int32 each, then their text. Two that are equal are one chain, for
+a further size in place of text would make the text longer."""
 
-class Key(NamedTuple):
-    """A chain as bytes; two that are equal are one chain."""
-
-    counts: bytes  # int32: the bytes of the problem and of each step
-    text: bytes  # UTF-8
-
-
-class Scored(NamedTuple):
-    """A chain that was scored."""
-
-    key: Key
-    scores: bytes  # float32 of each step
-    name: bytes  # empty: nobody has asked for it
+Scores: TypeAlias = bytes
+"""Of a chain: float32 of each step."""
 
 
-class Asked(NamedTuple):
-    """A chain to be computed."""
-
-    known: bytes  # scores of its first steps
-    name: bytes  # empty: nobody asks for it
-
-
-class Batch(NamedTuple):
+class Read(NamedTuple):
     """R chains that were read."""
 
-    keys: list[Key | None]  # [R] None: it has a fault
-    asked: dict[Key, Asked]
+    keys: list[Key]  # [R] empty: it has a fault
+    steps: dict[Key, int]  # those without a fault, each once
+    known: dict[Key, Scores]  # of a chain's first steps, where they are remembered
     faults: dict[int, ChainFault]  # by number
 
 
@@ -65,8 +52,9 @@ class Memory:
         self.batcher = batcher
         self.scorer = batcher.scorer
         self.remembers = batcher.scorer.remembers and bytes_max > 0
-        self._scored = ByteLru[Key, Scored](bytes_max, self._forgotten)
-        self._named: dict[bytes, Key] = {}  # what is remembered and has a name
+        self._scored = Recent(bytes_max, self._forget)
+        self._names: dict[Key, bytes] = {}  # of what is remembered, as far as they were asked for
+        self._named: dict[bytes, Key] = {}
         self._under_way: dict[Key, asyncio.Future[None]] = {}  # done when whoever computes it is
 
     async def score(
@@ -92,47 +80,54 @@ class Memory:
         return Answers(found.scores, chains.length, sorted(faults.values()))
 
     async def _score(self, sent: SentChains, deadline_s: float | None, priority: int, names: bool) -> Answers:
-        batch = self._read(sent, names)
-        found: dict[Key, Scored | ChainFault] = {}
-        others = await self._compute(batch.asked, found, deadline_s, priority, share=True)
+        read = self._read(sent)
+        found: dict[Key, Scores | ChainFault] = {}
+        others = await self._compute(read, list(read.steps), found, deadline_s, priority, share=True)
         if others:
             await _settled(others, deadline_s)
             # What they did not come to is computed here, whoever else is at it by now: else one might wait for ever.
-            rest = {key: asked for key, asked in batch.asked.items() if key not in found}
-            await self._compute(rest, found, deadline_s, priority, share=False)
-        return _answers(sent, batch, found, names)
+            rest = [key for key in read.steps if key not in found]
+            await self._compute(read, rest, found, deadline_s, priority, share=False)
+        told = (
+            [self._name(key, read.steps[key]) if isinstance(found.get(key), bytes) else b"" for key in read.keys] if names else ()
+        )
+        return _answers(sent, read, found, told)
 
-    def _read(self, sent: SentChains, names: bool) -> Batch:
+    def _read(self, sent: SentChains) -> Read:
         """What the chains are, what is known of them, and what is wrong with some."""
         chains, recall = sent.chains, self._scored.get
         text, counts = chains.text.tobytes(), chains.text_count.astype("<i4", copy=False).tobytes()
         ends = np.cumsum(chains.text_count, dtype=np.int64).tolist()
-        batch = Batch([], {}, {})
+        keys, steps, known, faults = read = Read([], {}, {}, {})
         at, begin = 0, 0  # of the chain: its first text, and that text's first byte
         for index, size in enumerate(chains.length.tolist()):
             first, at = at, at + 1 + size
             start, begin = begin, ends[at - 1]
             prefix = sent.prefixes[index] if sent.prefixes else b""
-            named = self._named.get(prefix) if prefix else None
-            if fault := _fault(index, size, prefix, named):
-                batch.faults[index] = fault
-                batch.keys.append(None)
-                continue
-            if named is not None:
-                key = Key(named.counts + counts[COUNT_BYTES * (first + 1) : COUNT_BYTES * at], named.text + text[start:begin])
-                before = recall(named)
+            if prefix or not 0 < size <= CHAIN_STEPS_MAX:
+                before = self._named.get(prefix, b"")
+                scores = recall(before) if before else None
+                if scores is None or not 0 < size <= CHAIN_STEPS_MAX - len(scores) // SCORE_BYTES:
+                    faults[index] = _fault(index, size, prefix, scores)
+                    keys.append(b"")
+                    continue
+                head = COUNT_BYTES * (1 + len(scores) // SCORE_BYTES)
+                key = before[:head] + counts[COUNT_BYTES * (first + 1) : COUNT_BYTES * at] + before[head:] + text[start:begin]
+                size += len(scores) // SCORE_BYTES
             else:
-                key = Key(counts[COUNT_BYTES * first : COUNT_BYTES * at], text[start:begin])
-                before = recall(Key(key.counts[:-COUNT_BYTES], text[start : ends[at - 2]])) if size > 1 else None
-            known = before.scores if before else b""
-            batch.asked[key] = Asked(known, _name(key, before) if names else b"")
-            batch.keys.append(key)
-        return batch
+                key = counts[COUNT_BYTES * first : COUNT_BYTES * at] + text[start:begin]
+                scores = recall(counts[COUNT_BYTES * first : COUNT_BYTES * (at - 1)] + text[start : ends[at - 2]])
+            keys.append(key)
+            steps[key] = size
+            if scores:
+                known[key] = scores
+        return read
 
     async def _compute(
         self,
-        asked: Mapping[Key, Asked],
-        found: dict[Key, Scored | ChainFault],
+        read: Read,
+        keys: Sequence[Key],
+        found: dict[Key, Scores | ChainFault],
         deadline_s: float | None,
         priority: int,
         *,
@@ -143,26 +138,26 @@ class Memory:
         Returns:
             What is to be awaited for the others.
         """
-        mine, others = dict[Key, Asked](), set[asyncio.Future[None]]()
-        for key, chain in asked.items():
-            known = self._scored.get(key)
-            if known is not None:
-                found[key] = known if known.name or not chain.name else self._keep(known._replace(name=chain.name))
-            elif share and (other := self._under_way.get(key)) is not None:
-                others.add(other)
+        mine, others, recall = list[Key](), set[asyncio.Future[None]](), self._scored.get
+        for key in keys:
+            scores = recall(key)
+            if scores is not None:
+                found[key] = scores
+            elif share and key in self._under_way:
+                others.add(self._under_way[key])
             else:
-                mine[key] = chain
+                mine.append(key)
         if share:
             self.batcher.metrics.remembered_chains.inc(len(found))
-            self.batcher.metrics.shared_chains.inc(len(asked) - len(found) - len(mine))
+            self.batcher.metrics.shared_chains.inc(len(keys) - len(found) - len(mine))
         if not mine:
             return others
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         for key in mine:
             self._under_way.setdefault(key, done)
         try:
-            columns = _columns(mine)
-            self._learn(mine, columns, await self.batcher.score(columns, deadline_s, priority), found)
+            learn = partial(self._learn, mine, read.known, found)
+            await self.batcher.score(_columns(read, mine), deadline_s, priority, learn)
         finally:
             for key in mine:
                 if self._under_way[key] is done:
@@ -171,58 +166,68 @@ class Memory:
         return others
 
     def _learn(
-        self, mine: Mapping[Key, Asked], columns: ChainColumns, computed: ColumnScores, found: dict[Key, Scored | ChainFault]
+        self,
+        mine: Sequence[Key],
+        known: Mapping[Key, Scores],
+        found: dict[Key, Scores | ChainFault],
+        first: int,
+        columns: ChainColumns,
+        computed: ColumnScores,
     ) -> None:
         """Remembers what was computed, but for chains with faults: those are computed again whenever they are asked for."""
         faults = {fault.chain: fault for fault in computed.faults}
-        scores, start = computed.scores.tobytes(), 0
-        for index, ((key, chain), end) in enumerate(zip(mine.items(), columns.step_ends.tolist(), strict=True)):
+        scores, keep, start = computed.scores.tobytes(), self._scored.put, 0
+        ends = (columns.step_ends * SCORE_BYTES).tolist()
+        for index, (key, end) in enumerate(zip(mine[first : first + len(columns)], ends, strict=True)):
             if index in faults:
                 found[key] = faults[index]
             else:
-                new = scores[start * SCORE_BYTES + len(chain.known) : end * SCORE_BYTES]
-                found[key] = self._keep(Scored(key, chain.known + new, chain.name))
+                before = known.get(key, b"")
+                found[key] = all_of_it = before + scores[start + len(before) : end]
+                keep(key, all_of_it)
             start = end
         self.batcher.metrics.memory_bytes.set(self._scored.bytes)
 
-    def _keep(self, scored: Scored) -> Scored:
-        if scored.name:
-            self._named[scored.name] = scored.key
-        self._scored.put(scored.key, scored, len(scored.key.text) + 2 * len(scored.scores) + len(scored.name))
-        return scored
+    def _name(self, key: Key, steps: int) -> bytes:
+        """The name of a chain that was just scored; empty if there was no room for it."""
+        known = self._names.get(key)
+        if known is not None:
+            return known
+        if self._scored.get(key) is None:
+            return b""
+        head = COUNT_BYTES * (1 + steps)
+        ends = np.cumsum(np.frombuffer(key[:head], "<i4"), dtype=np.int64) + head
+        texts = [key[start:end] for start, end in zip([head, *ends.tolist()], ends.tolist(), strict=False)]
+        before = self._names.get(key[: head - COUNT_BYTES] + key[head : ends[-2]])
+        name = names_from(before, texts[-1:])[-1] if before else names_from(problem_name(texts[0]), texts[1:])[-1]
+        self._names[key], self._named[name] = name, key
+        return name
 
-    def _forgotten(self, scored: Scored) -> None:
-        if scored.name:
-            self._named.pop(scored.name, None)
+    def _forget(self, key: Key) -> None:
+        name = self._names.pop(key, None)
+        if name is not None:
+            del self._named[name]
 
 
-def _name(key: Key, before: Scored | None) -> bytes:
-    """The name of a chain, from that of the chain before its last steps if there is one."""
-    ends = np.cumsum(np.frombuffer(key.counts, "<i4"), dtype=np.int64).tolist()
-    texts = [key.text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-    if before is not None and before.name:
-        return names_from(before.name, texts[len(before.scores) // SCORE_BYTES + 1 :])[-1]
-    return names_from(problem_name(texts[0]), texts[1:])[-1]
-
-
-def _fault(index: int, size: int, prefix: bytes, named: Key | None) -> ChainFault | None:
-    """What is wrong with a chain before it is read."""
+def _fault(index: int, size: int, prefix: bytes, before: Scores | None) -> ChainFault:
+    """What is wrong with a chain before it is scored."""
     if not size:
         return ChainFault(index, NO_STEP.error, NO_STEP.message)
-    if prefix and named is None:
+    if prefix and before is None:
         return need_prefix(index)
-    steps = size + (len(named.counts) // COUNT_BYTES - 1 if named else 0)
-    if steps > CHAIN_STEPS_MAX:
-        return ChainFault(index, ChainError.TOO_LONG, f"the chain has {steps} steps; more than {CHAIN_STEPS_MAX} are not scored")
-    return None
+    steps = size + len(before or b"") // SCORE_BYTES
+    return ChainFault(index, ChainError.TOO_LONG, f"the chain has {steps} steps; more than {CHAIN_STEPS_MAX} are not scored")
 
 
-def _columns(asked: Mapping[Key, Asked]) -> ChainColumns:
+def _columns(read: Read, keys: Sequence[Key]) -> ChainColumns:
+    heads = [COUNT_BYTES * (1 + read.steps[key]) for key in keys]
+    text = b"".join([key[head:] for key, head in zip(keys, heads, strict=True)])
+    counts = b"".join([key[:head] for key, head in zip(keys, heads, strict=True)])
     return ChainColumns(
-        np.frombuffer(b"".join([key.text for key in asked]), np.uint8),
-        np.frombuffer(b"".join([key.counts for key in asked]), "<i4").astype(np.int32, copy=False),
-        np.fromiter((len(key.counts) // COUNT_BYTES - 1 for key in asked), np.int32, len(asked)),
-        known=np.fromiter((len(chain.known) // SCORE_BYTES for chain in asked.values()), np.int32, len(asked)),
+        np.frombuffer(text, np.uint8),
+        np.frombuffer(counts, "<i4").astype(np.int32, copy=False),
+        np.array(heads, np.int32) // COUNT_BYTES - 1,
+        known=np.array([len(read.known.get(key, b"")) // SCORE_BYTES for key in keys], np.int32),
     )
 
 
@@ -235,18 +240,15 @@ async def _settled(others: set[asyncio.Future[None]], deadline_s: float | None) 
         raise DeadlineError("the deadline passed while others' chains were computed that are the same") from error
 
 
-def _answers(sent: SentChains, batch: Batch, found: Mapping[Key, Scored | ChainFault], names: bool) -> Answers:
-    scores, told, nothing = list[bytes](), list[bytes](), np.float32(np.nan).tobytes()
-    faults = dict(batch.faults)
-    for index, key in enumerate(batch.keys):
-        mine = found[key] if key is not None else faults[index]
-        if isinstance(mine, Scored):
-            scores.append(mine.scores)
-            told.append(mine.name)
+def _answers(sent: SentChains, read: Read, found: Mapping[Key, Scores | ChainFault], names: Sequence[bytes]) -> Answers:
+    scores, faults, nothing = list[bytes](), dict(read.faults), np.float32(np.nan).tobytes()
+    for index, key in enumerate(read.keys):
+        mine = found[key] if key else faults[index]
+        if isinstance(mine, bytes):
+            scores.append(mine)
         else:
             faults[index] = mine._replace(chain=index)
             scores.append(nothing * int(sent.chains.length[index]))
-            told.append(b"")
-    length = np.fromiter((len(each) // SCORE_BYTES for each in scores), np.int32, len(scores))
+    length = np.array([len(each) // SCORE_BYTES for each in scores], np.int32)
     joined = np.frombuffer(b"".join(scores), "<f4").astype(np.float32, copy=False)
-    return Answers(joined, length, sorted(faults.values()), told if names else ())
+    return Answers(joined, length, sorted(faults.values()), names)

@@ -40,7 +40,7 @@ async def open_loop(
 
     Args:
         send: One call.
-        growths: Each has one call open at most.
+        growths: Each has one call open at most, and asks again for what was not scored: only then it can grow.
         chains: Of a call.
         rate: Scores per second.
         seconds: For which calls are due.
@@ -48,20 +48,21 @@ async def open_loop(
     """
     found, began = Outcome(), time.perf_counter()
     calls = int(rate * seconds / chains)
-    free: list[Iterator[ChainColumns]] = list(growths)
+    free = [(growth, next(growth)) for growth in growths]
 
-    async def call(growth: Iterator[ChainColumns], due_s: float) -> None:
-        columns = next(growth)
+    async def call(growth: Iterator[ChainColumns], columns: ChainColumns, due_s: float) -> None:
+        again = columns
         try:
             await send(columns)
+            again = next(growth)
             took_ms = (time.perf_counter() - due_s) * 1000
-            found.good += len(columns) if took_ms <= late_ms else 0
+            found.good += chains if took_ms <= late_ms else 0
         except OverloadedError:
             found.refused += 1
         except DeadlineError:
             found.expired += 1
         finally:
-            free.append(growth)
+            free.append((growth, again))
         found.latencies_ms.append((time.perf_counter() - due_s) * 1000)
 
     async with asyncio.TaskGroup() as group:
@@ -70,7 +71,7 @@ async def open_loop(
             await asyncio.sleep(max(due_s - time.perf_counter(), 0))
             if free:
                 found.sent += 1
-                group.create_task(call(free.pop(), due_s))
+                group.create_task(call(*free.pop(), due_s))
             else:
                 found.unsent += 1
     found.elapsed_s = time.perf_counter() - began

@@ -82,7 +82,7 @@ class SimulatedScorer:
     def score_columns(self, chains: ChainColumns) -> ColumnScores:
         """See `Scorer`."""
         params = self._params
-        modelled_ms = params.base_ms + params.token_us * len(chains.text) / 1000
+        modelled_ms = params.base_ms + params.token_us * int(chains.fresh_bytes.sum()) / 1000
         if modelled_ms * params.time_scale > 0:
             self._sleep(modelled_ms * params.time_scale / 1000)
         tokens = np.diff(chains.byte_ends, prepend=0)
