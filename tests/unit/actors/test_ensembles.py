@@ -86,6 +86,13 @@ async def test_where_steps_are_scored_at_the_end_all_are_asked_then(desk: Desk) 
     assert scored(desk.posted.pop()) == {0: [0.25, (3 * 1.0 + 0.5) / 4]}
 
 
+async def test_asks_for_last_scores_go_together(desk: Desk) -> None:
+    await desk.pump(*(ask([END], ended=[True, True], policy="best_of_n", tree=tree) for tree in (0, 5)))
+    assert asked(desk) == [("end", ["q"] * 4, True)]
+    await desk.answer([0.125, 0.25, 0.5, 0.75])
+    assert [[steps[-1] for steps in scored(event).values()] for event in desk.posted] == [[0.125, 0.25], [0.5, 0.75]]
+
+
 @pytest.mark.parametrize(
     ("verifiers", "expected"),
     [
@@ -188,7 +195,8 @@ async def test_what_one_model_refuses_is_lost_once_and_no_other_is_asked_any_mor
 
 async def test_who_waits_for_one_model_for_too_long_is_lost_to_all(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "CALLS_MAX", 1)
-    await desk.pump(ask([ALL], ended=[False], tree=9), ask([WAY, Verifier("all", 2.0)], ended=[False]))
+    await desk.pump(ask([ALL], ended=[False], tree=9))
+    await desk.pump(ask([WAY, Verifier("all", 2.0)], ended=[False]))
     await desk.fail(AWAY, call=call_of(desk, "way"))
     desk.now_s += scoring.ABSENCE_S_MAX + 1.0
     await desk.pump()
@@ -240,6 +248,14 @@ def test_the_order_of_the_models_does_not_matter(case: tuple[list[F32], list[Ver
     chance.shuffle(pairs)
     shuffled = combine([mine for mine, _ in pairs], [verifier for _, verifier in pairs])
     assert shuffled.tobytes() == combine(scores, verifiers).tobytes()
+
+
+def test_not_even_the_last_bit_depends_on_the_order() -> None:
+    """Added up from the smallest on, these are more than half way between two float32; from the largest on, they are not."""
+    scores = [np.array([score], np.float32) for score in (1.0, 2.0**-24, 2.0**-53, 2.0**-53)]
+    verifiers = [Verifier(name) for name in "abcd"]
+    assert combine(scores, verifiers) == combine(scores[::-1], verifiers[::-1])
+    assert combine(scores, verifiers) != combine(scores, verifiers[::-1])
 
 
 @given(judged(st.just(1.0)))

@@ -51,7 +51,7 @@ class Panel:
     chains: Chains
     way: tuple[Verifier, ...]  # that judge every step; if there are judges of the end, every step but the last
     end: tuple[Verifier, ...]  # that judge the last step; empty: as the others
-    over: bool = False  # nobody waits for the answers any more
+    over: bool = False  # a model will not answer, so nobody waits for the others
     answers: dict[str, NDArray[np.float32]] = field(
         default_factory=dict
     )  # by model: `[R]` or `[sum of lengths]`, see `last_only`
@@ -63,13 +63,12 @@ class Panel:
         return [*self.way, *(each for each in self.end if each not in self.way)]
 
     def hear(self, model: str, scores: NDArray[np.float32], fault: str) -> StepsScored | None:
-        """Take a model's answer; returns that of the panel with the last one, unless nobody waits for it."""
+        """Take a model's answer; returns that of the panel with the last one."""
         self.answers[model] = scores
         if fault:
             self.faults[model] = fault
-        if self.over or len(self.answers) < len(self.verifiers):
+        if len(self.answers) < len(self.verifiers):
             return None
-        self.over = True
         chains, models = self.chains, [each.model for each in self.verifiers]
         message = next((self.faults[model] for model in models if model in self.faults), "")
         return StepsScored(chains.hint, chains.tree_id, chains.node_id, self._scores(), chains.length, message)
