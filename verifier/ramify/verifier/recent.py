@@ -35,44 +35,45 @@ class Recent:
     def get(self, key: bytes) -> bytes | None:
         """The value; None if it is not there."""
         found = self._young.get(key)
-        if found is not None:
-            return found
-        found = self._middle.pop(key, None)
         if found is None:
-            found = self._old.pop(key, None)
-        if found is not None:
-            self._add(key, found, 0)
+            found = self._middle.pop(key, None)
+            if found is None:
+                found = self._old.pop(key, None)
+            if found is not None:
+                self._add(key, found)
         return found
 
     def put(self, key: bytes, value: bytes) -> None:
         """Keep a value as the newest; one that is too large for the cache is not kept."""
-        size = len(key) + len(value) + ENTRY_BYTES
-        if size > self._generation_bytes:
-            if self._forget is not None:
-                self._forget(key)
-            return
-        before = self.get(key)
-        if before is None:
-            self._add(key, value, size)
-        else:
-            self._young[key] = value
-            self._young_bytes += len(value) - len(before)
-            self.bytes += len(value) - len(before)
+        for generation in (self._young, self._middle, self._old):
+            before = generation.pop(key, None)
+            if before is not None:
+                self.bytes -= _size(key, before)
+                self._young_bytes -= _size(key, before) if generation is self._young else 0
+        size = _size(key, value)
+        if size <= self._generation_bytes:
+            self.bytes += size
+            self._add(key, value)
+        elif self._forget is not None:
+            self._forget(key)
 
-    def _add(self, key: bytes, value: bytes, new_bytes: int) -> None:
-        self._young[key] = value
-        self._young_bytes += len(key) + len(value) + ENTRY_BYTES
-        self.bytes += new_bytes
+    def _add(self, key: bytes, value: bytes) -> None:
         self._drain(DRAINED)
-        if self._young_bytes > self._generation_bytes:
+        if self._young_bytes + _size(key, value) > self._generation_bytes:
             self._drain(len(self._old))
             self._young, self._middle, self._old = self._old, self._young, self._middle
             self._young_bytes = 0
+        self._young[key] = value
+        self._young_bytes += _size(key, value)
 
     def _drain(self, entries: int) -> None:
         old = self._old
         for _ in range(min(entries, len(old))):
             key, value = old.popitem()
-            self.bytes -= len(key) + len(value) + ENTRY_BYTES
+            self.bytes -= _size(key, value)
             if self._forget is not None:
                 self._forget(key)
+
+
+def _size(key: bytes, value: bytes) -> int:
+    return len(key) + len(value) + ENTRY_BYTES

@@ -1,8 +1,8 @@
 """`ramify bench verifier`: how many scores a scheduler gets through gRPC, what they cost, and what becomes of too many.
 
-The verifier is the real process with the simulated model, whose scores are hashes: what is measured is the way there and back. The
-chains grow as those of a search do: each call asks for the newest steps of chains whose earlier ones were scored before. With it,
-what a real reward model saves by computing new steps only: see `prm`.
+The verifier is the real process with the simulated model, whose scores are hashes: what is measured is the way there and back.
+The chains grow as those of a search do: each call asks for the newest steps of chains whose earlier ones were scored before. With
+it, what a real reward model saves by computing new steps only: see `prm`.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ LONG_BYTES = (150, 250)
 ROUNDS = 5
 MODEL = "sim-prm"
 UNIT = 100_000  # scores that CPU seconds are given for
-HEADROOM = "simulated?token_us=2"  # a machine that bears less than gRPC does: what is too much for it is not too much for the bench
+SLOW = "simulated?token_us=2"  # a machine that bears less than gRPC does: what is too much for it isn't too much for the bench
 DEADLINE_MS = 250
 OPEN_MAX = 96  # calls, where they come when they are due
 
@@ -140,7 +140,7 @@ async def too_much(calls: int, seconds: float) -> dict[str, Any]:
     async def send(columns: ChainColumns) -> None:
         await place.send(columns, DEADLINE_MS)
 
-    async with a_verifier(HEADROOM) as place:
+    async with a_verifier(SLOW) as place:
         growths = [iter(Growth(BATCHES[0], seed)) for seed in range(OPEN_MAX)]
         best = (await measure(place, growths[:calls], seconds))["scores_per_s_median"]
         found = await open_loop(send, growths, BATCHES[0], 2 * best, ROUNDS * seconds, late_ms=DEADLINE_MS)
