@@ -55,6 +55,24 @@ def test_submit_sends_problems_and_spec(ramify: Ramify, gateway: FakeGateway, pu
     assert fake.job.request_id == "mine"
 
 
+def test_submit_names_several_verifiers(ramify: Ramify, gateway: FakeGateway, puzzles: Path) -> None:
+    several = ("--verifier", "a=0.7", "--verifier", "b=0.3,temperature=1.5", "--verifier", "orm,when=end")
+    assert ramify("submit", puzzles, *several).code == 0
+    a, b, orm = gateway.jobs["job-1"].asked_spec.verifiers
+    assert (a, b) == (job_pb2.Verifier(model="a", weight=0.7), job_pb2.Verifier(model="b", weight=0.3, temperature=1.5))
+    assert orm == job_pb2.Verifier(model="orm", when=job_pb2.WHEN_RULE_END)
+    assert ramify("submit", puzzles, "--verifier", "a,temperature=2").code == 0
+    assert [*gateway.jobs["job-2"].asked_spec.verifiers] == [job_pb2.Verifier(model="a", temperature=2)]
+
+
+@pytest.mark.parametrize("text", ["a,b", "a,when=end,when=way", "a,model=b", "a=2,weight=3"])
+def test_a_verifier_of_which_nonsense_is_said(ramify: Ramify, gateway: FakeGateway, puzzles: Path, text: str) -> None:
+    result = ramify("submit", puzzles, "--verifier", text)
+    assert result.code == 2
+    assert f"--verifier {text}: after the model come temperature=T and when=always|way|end, once each" in result.err
+    assert not gateway.jobs
+
+
 def test_submit_with_the_knobs_of_another_system(ramify: Ramify, gateway: FakeGateway, puzzles: Path) -> None:
     result = ramify("submit", puzzles, "n=16", "beam_width=4", r"step=\n", "--knobs-from", "search-and-learn")
     assert (result.code, result.out) == (0, "job-1\n")

@@ -6,6 +6,8 @@ from ramify.client.errors import ERROR_OF_STATUS, ClientError
 from ramify.client.spec import SEARCH_KNOBS, word
 from ramify.v1 import job_pb2
 
+VERIFIER = job_pb2.Verifier
+
 
 def test_every_status_code_has_an_error() -> None:
     assert set(ERROR_OF_STATUS) == set(grpc.StatusCode)
@@ -31,6 +33,23 @@ def test_several_generators_are_names_or_weights() -> None:
             job_spec(generators=bad)
     with pytest.raises(InvalidRequest, match="the weight of a is a number, not 'much'"):
         job_spec(generators={"a": "much"})
+
+
+def test_several_verifiers_are_names_weights_or_all_that_is_said_of_each() -> None:
+    names, weights = job_spec(verifiers=["a", "b"]), job_spec(verifiers={"a": 3, "b": "0.5"})
+    assert [*names.verifiers] == [VERIFIER(model="a"), VERIFIER(model="b")]
+    assert [*weights.verifiers] == [VERIFIER(model="a", weight=3), VERIFIER(model="b", weight=0.5)]
+    said = job_spec(verifiers=["a", {"model": "b", "weight": "2", "temperature": 1.5, "when": "end"}]).verifiers
+    assert [*said] == [VERIFIER(model="a"), VERIFIER(model="b", weight=2, temperature=1.5, when=job_pb2.WHEN_RULE_END)]
+    for bad, message in (
+        ("a", "verifiers is names of models, weights by name, or mappings of what is said of each, not 'a'"),
+        ([1], "one of the verifiers is a name, or a mapping of model, weight, temperature, when, not 1"),
+        ([{"heat": 1}], "what is said of a verifier is one of model, weight, temperature, when, not 'heat'"),
+        ([{"when": "late"}], "when is one of always, way, end, not 'late'"),
+        ({"a": "much"}, "weight is a number, not 'much'"),
+    ):
+        with pytest.raises(InvalidRequest, match=message):
+            job_spec(verifiers=bad)
 
 
 def test_prompt_settings_have_names_of_their_own() -> None:

@@ -170,6 +170,15 @@ def test_a_plan_has_all_of_its_spec() -> None:
     assert plan_of("job", spec(job_pb2.Search(policy="best_of_n", n=3)), 10, 0).policy == BestOfN(3, 32)
 
 
+def test_a_plan_has_its_verifiers() -> None:
+    asked = spec(job_pb2.Search())
+    asked.verifier = ""
+    for name, when in (("a", job_pb2.WHEN_RULE_ALWAYS), ("b", job_pb2.WHEN_RULE_WAY), ("c", job_pb2.WHEN_RULE_END)):
+        asked.verifiers.add(model=name, weight=2.5, temperature=0.5, when=when)
+    found = plan_of("job", asked, 1, 0).verifiers
+    assert found == (Verifier("a", 2.5, 0.5), Verifier("b", 2.5, 0.5, "way"), Verifier("c", 2.5, 0.5, "end"))
+
+
 def test_a_plan_has_the_rules_by_which_answers_are_compared() -> None:
     search = job_pb2.Search(policy="best_of_n", compare="math", tolerance=0.25, cut=job_pb2.CUT_RULE_ANSWER)
     search.extract, search.pattern = job_pb2.EXTRACT_RULE_PATTERN, "= ([0-9]+)"

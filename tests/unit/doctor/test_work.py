@@ -63,6 +63,18 @@ async def test_models_that_a_job_of_several_lacks(subject: Subject) -> None:
     )
 
 
+async def test_verifiers_that_a_job_of_several_lacks(subject: Subject) -> None:
+    job = await running_job(subject.database)
+    spec = job_pb2.JobSpec(generator="g", verifiers=[job_pb2.Verifier(model=name) for name in ("a", "b")])
+    await execute(subject.database, update(jobs).values(spec=spec.SerializeToString(), pin_verifier="a0,b1"))
+    known = [ModelRow("verifier", "a", "a1", "", ""), ModelRow("generator", "g", "1", "\n", "")]
+    await Jobs(subject.database).put_models(known)
+    assert (await work.pins(subject)).details == (
+        f"job {job.job_id}: its verifier a is pinned to a0, and the system has a1",
+        f"job {job.job_id}: its verifier b is none of the system's",
+    )
+
+
 async def test_segments_that_nobody_has_freed(subject: Subject) -> None:
     await a_job(subject.database)
     assert (await upkeep.freeable(subject)).summary == "2 segments, none of them to be freed"

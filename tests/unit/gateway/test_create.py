@@ -51,6 +51,24 @@ async def test_several_generators_have_their_weights_written_out(system: System)
     assert (await system.create(first("unlike", spec=unlike, some=PUZZLES))).spec.search.step.delimiter == ";"
 
 
+async def test_several_verifiers_have_their_defaults_written_out(system: System) -> None:
+    await system.jobs.put_models([*System.MODELS, replace(System.MODELS[1], name="orm")])
+    prm, orm = VERIFIER(model="tiny24-prm", weight=3, temperature=1.5), VERIFIER(model="orm", when=END)
+    both = await system.create(first(spec=judged(prm, orm), some=PUZZLES, last=True))
+    assert not both.spec.verifier
+    assert [*both.spec.verifiers] == [
+        VERIFIER(model="tiny24-prm", weight=3, temperature=1.5, when=ALWAYS),
+        VERIFIER(model="orm", weight=1, temperature=1, when=END),
+    ]
+    plain = await system.create(first("one", spec=judged(VERIFIER(model="orm", weight=3, when=WAY)), some=PUZZLES, last=True))
+    assert (plain.spec.verifier, len(plain.spec.verifiers)) == ("orm", 0), "alone, it is as good as always, whatever its weight"
+    for name, alone in (("calibrated", VERIFIER(model="orm", temperature=2)), ("outcome", orm)):
+        spec = judged(alone)
+        spec.search.policy = "best_of_n"
+        job = await system.create(first(name, spec=spec, some=PUZZLES, last=True))
+        assert (job.spec.verifier, [each.model for each in job.spec.verifiers]) == ("", ["orm"])
+
+
 async def test_prompt_settings_have_their_defaults_written_out(system: System) -> None:
     job = await system.create(first(some=PUZZLES, last=True))
     assert job.spec.prompt == PROMPT(chat=job_pb2.CHAT_RULE_AUTO, thoughts_end="</think>")
@@ -116,11 +134,16 @@ async def test_an_upload_without_an_end_waits_for_more(system: System) -> None:
 NO_PUZZLE = problems("4 5 six 10")
 SEARCH, BUDGET, PROMPT, ROUTING = job_pb2.Search, job_pb2.Budget, job_pb2.Prompt, job_pb2.Routing
 
-GENERATOR = job_pb2.Generator
+GENERATOR, VERIFIER = job_pb2.Generator, job_pb2.Verifier
+ALWAYS, WAY, END = job_pb2.WHEN_RULE_ALWAYS, job_pb2.WHEN_RULE_WAY, job_pb2.WHEN_RULE_END
 
 
 def mixed(*generators: job_pb2.Generator) -> job_pb2.JobSpec:
     return job_pb2.JobSpec(generators=generators, verifier="tiny24-prm")
+
+
+def judged(*verifiers: job_pb2.Verifier, **search: object) -> job_pb2.JobSpec:
+    return job_pb2.JobSpec(verifiers=verifiers, search=SEARCH(**search))  # type: ignore[arg-type]  # fields of the message
 
 
 BAD_FIRST = {
@@ -171,6 +194,45 @@ BAD_FIRST = {
         )
         for weight in (0.0, -1.0, 1e9, float("nan"))
     },
+    "two ways to name verifiers": (
+        first(spec=spec(verifiers=[VERIFIER(model="tiny24-prm")])),
+        "spec.verifier and spec.verifiers are both given: give the one or the other",
+    ),
+    "an unknown verifier of several": (
+        first(spec=judged(VERIFIER(model="tiny24-orm"))),
+        "is 'tiny24-orm', which is unknown (did you mean tiny24-prm?)",
+    ),
+    "one of several verifiers, twice": (
+        first(spec=judged(*[VERIFIER(model="tiny24-prm")] * 2)),
+        "spec.verifiers names tiny24-prm twice: name it once, with the sum of its weights",
+    ),
+    "many verifiers": (first(spec=judged(*[VERIFIER(model="tiny24-prm")] * 9)), "are 9, but at most 8 are allowed"),
+    **{
+        f"a verifier's weight of {weight}": (
+            first(spec=judged(VERIFIER(model="tiny24-prm", weight=weight))),
+            f"spec.verifiers: the weight of tiny24-prm is {weight:g}, not above 0 and up to 1,000,000",
+        )
+        for weight in (0.0, -1.0, float("inf"), float("nan"))
+    },
+    **{
+        f"a verifier's temperature of {temperature}": (
+            first(spec=judged(VERIFIER(model="tiny24-prm", temperature=temperature))),
+            f"spec.verifiers: the temperature of tiny24-prm is {temperature:g}, not from 0.01 to 100; 1 leaves its scores as",
+        )
+        for temperature in (0.0, 0.009, 101.0, float("inf"), float("nan"))
+    },
+    "when a verifier is asked": (
+        first(spec=judged(VERIFIER(model="tiny24-prm", when=9))),  # type: ignore[arg-type]
+        "spec.verifiers: when of tiny24-prm is 9, which this version doesn't know: say always, way or end",
+    ),
+    "nobody judges on the way": (
+        first(spec=judged(VERIFIER(model="tiny24-prm", when=END))),
+        "spec.verifiers are all asked about the end alone, and beam steers by the scores of steps on the way: add one",
+    ),
+    "nobody judges steps that count": (
+        first(spec=judged(VERIFIER(model="tiny24-prm", when=END), policy="best_of_n", aggregate=job_pb2.AGGREGATE_MIN)),
+        "spec.search.aggregate needs the scores of all steps: say aggregate=last, or add one",
+    ),
     "a template": (
         first(spec=spec(prompt=PROMPT(template="solve it"))),
         "spec.prompt.template lacks {problem}: put it where the problem's text is to stand",
