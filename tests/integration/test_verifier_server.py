@@ -1,14 +1,8 @@
 """The verifier over real gRPC: a server in this process, and the real process."""
 
 import asyncio
-import json
-import os
-import signal
-import sys
-from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -415,60 +409,6 @@ async def test_the_client_gives_up_after_a_few_times() -> None:
         with pytest.raises(UnavailableError, match="not yet"):
             await client.score("m", [chain("p")])
     assert score.attempts == 5
-
-
-@asynccontextmanager
-async def verifier_process(*arguments: str) -> AsyncIterator[Process]:
-    """The real process, once it has said that it serves."""
-    command = (sys.executable, "-m", "ramify.verifier", "--listen", "127.0.0.1:0", *arguments)
-    process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stderr=PIPE)
-    try:
-        assert process.stderr is not None
-        log = b""
-        while b"INFO ramify.verifier: serving" not in log:
-            line = await process.stderr.readline()
-            assert line, log.decode()
-            log += line
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
-
-
-async def test_the_process_serves_until_sigterm(tmp_path: Path) -> None:
-    ready = tmp_path / "ready.json"
-    async with verifier_process("--rule", "countdown", "--ready-file", str(ready)) as process:
-        content = json.loads(ready.read_text())
-        assert content["pid"] == process.pid
-        assert os.listdir(tmp_path) == ["ready.json"]
-        address = content["address"]
-        assert [await health(address), await health(address, SERVICE_NAME)] == [SERVING, SERVING]
-        assert await reflected(address) == {SERVICE_NAME, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
-        async with VerifierClient(address) as client:
-            assert (await client.score("countdown", [SOLUTION])).chains == [ChainScores([1.0, 1.0, 1.0])]
-        process.send_signal(signal.SIGTERM)
-        assert await process.wait() == 0
-
-
-async def test_the_process_serves_a_simulated_model(tmp_path: Path) -> None:
-    ready = tmp_path / "ready.json"
-    async with verifier_process("--model", "sim-prm=simulated?base_ms=1", "--ready-file", str(ready)):
-        address = json.loads(ready.read_text())["address"]
-        async with VerifierClient(address) as client:
-            assert (await client.get_model()).backend == "simulated"
-            here = SimulatedScorer("sim-prm")
-            scored = await client.score_columns("sim-prm", ChainColumns.of([SOLUTION]), revision=here.revision)
-            assert scored.scores.tolist() == here.score_columns(ChainColumns.of([SOLUTION])).scores.tolist()
-
-
-async def test_the_process_ends_with_its_stdin() -> None:
-    async with verifier_process("--rule", "countdown", "--exit-with-stdin") as process:
-        assert process.stdin is not None
-        process.stdin.write(b"any input is ignored\n")
-        await process.stdin.drain()
-        process.stdin.close()
-        assert await process.wait() == 0
 
 
 async def reflected(address: str) -> set[str]:

@@ -27,9 +27,11 @@ async def batching(
         await batcher.close()
 
 
-async def score(batcher: Batcher, chains: Sequence[Chain], deadline_s: float | None = None) -> list[ChainScores]:
+async def score(
+    batcher: Batcher, chains: Sequence[Chain], deadline_s: float | None = None, priority: int = 0
+) -> list[ChainScores]:
     columns = ChainColumns.of(chains)
-    return (await batcher.score(columns, deadline_s)).chains(columns)
+    return (await batcher.score(columns, deadline_s, priority)).chains(columns)
 
 
 async def hold(batcher: Batcher, scorer: FakeScorer) -> asyncio.Task[list[ChainScores]]:
@@ -41,11 +43,13 @@ async def hold(batcher: Batcher, scorer: FakeScorer) -> asyncio.Task[list[ChainS
     return task
 
 
-async def submit(batcher: Batcher, *chains: Chain, deadline_s: float | None = None) -> asyncio.Task[list[ChainScores]]:
+async def submit(
+    batcher: Batcher, *chains: Chain, deadline_s: float | None = None, priority: int = 0
+) -> asyncio.Task[list[ChainScores]]:
     """Asks for some chains; they are in the queue then, or the model has them."""
     assert isinstance(batcher.scorer, FakeScorer)
     tokens, calls = batcher.waiting_tokens + int(ChainColumns.of(chains).fresh_bytes.sum()), len(batcher.scorer.calls)
-    task = asyncio.create_task(score(batcher, chains, deadline_s))
+    task = asyncio.create_task(score(batcher, chains, deadline_s, priority))
     while batcher.waiting_tokens < tokens and len(batcher.scorer.calls) == calls and not task.done():
         await next_turn()
     return task
@@ -160,6 +164,53 @@ async def test_work_past_its_deadline_is_not_computed() -> None:
             await late
         await held
     assert scorer.calls[1:] == [[chain("early")]]
+
+
+async def test_who_has_the_lower_number_is_scored_first() -> None:
+    scorer = FakeScorer(batch_tokens_max=2)
+    async with batching(scorer) as batcher:
+        held = await hold(batcher, scorer)
+        given = (("a", 5), ("b", 0), ("c", -1), ("d", 0))
+        tasks = [await submit(batcher, chain(name), priority=priority) for name, priority in given]
+        scorer.gate.set()
+        await asyncio.gather(held, *tasks)
+    assert [call[0].problem for call in scorer.calls[1:]] == ["c", "b", "d", "a"]
+
+
+async def test_who_can_not_be_in_time_is_told_at_once() -> None:
+    class Slow(FakeScorer):
+        now_s = 0.0
+
+        def score(self, chains: Sequence[Chain]) -> list[ChainScores]:
+            self.now_s += len(chains)  # a second for a chain of two bytes
+            return super().score(chains)
+
+    scorer = Slow(batch_tokens_max=2)
+    async with batching(scorer, now_s=lambda: scorer.now_s) as batcher:
+        await score(batcher, [chain("a")])
+        held = await hold(batcher, scorer)
+        waiting = await submit(batcher, *map(chain, "abcd"))
+        with pytest.raises(OverloadedError, match=r"busy: they would take about 7500 ms .* too long for their deadline"):
+            await score(batcher, [chain("e")], deadline_s=scorer.now_s + 14.9)
+        patient = await submit(batcher, chain("f"), deadline_s=scorer.now_s + 15.1)
+        scorer.gate.set()
+        await asyncio.gather(held, waiting, patient)
+
+
+async def test_scores_come_to_whoever_learns_though_nobody_waits() -> None:
+    scorer = FakeScorer(batch_tokens_max=2)
+    scorer.gate.clear()
+    learned: list[tuple[int, list[str]]] = []
+    async with batching(scorer) as batcher:
+        chains = ChainColumns.of([chain("a"), chain("b"), chain("c")])
+        learn = lambda first, part, _: learned.append((first, [each.problem for each in part.chains()]))  # noqa: E731
+        task = asyncio.create_task(batcher.score(chains, learn=learn))
+        await scorer.wait_entered()
+        task.cancel()
+        await asyncio.wait([task])
+        scorer.gate.set()
+        await score(batcher, [chain("behind")])
+    assert learned == [(0, ["a"])]
 
 
 async def test_a_failure_fails_its_own_batch_only() -> None:

@@ -2,11 +2,11 @@
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, start_http_server
 
@@ -62,9 +62,16 @@ async def _serve(options: argparse.Namespace) -> None:
         tls = server_tls(options.tls_cert, options.tls_key, options.tls_client_ca)
     except TlsError as error:
         raise StartupError(f"--tls-cert, --tls-key and --tls-client-ca: {error}") from error
-    server = VerifierServer(Limits(options.queue_chains_max, options.memory_mib << 20), tls=tls, registry=registry)
-    address = await server.start(options.listen)
-    metrics = _serve_metrics(options.metrics, registry) if options.metrics else None
+    with contextlib.ExitStack() as ends:
+        if options.metrics:
+            ends.enter_context(_metrics_server(options.metrics, registry))
+        server = VerifierServer(Limits(options.queue_chains_max, options.memory_mib << 20), tls=tls, registry=registry)
+        address = await server.start(options.listen)
+        await _run(server, address, options, stop)
+
+
+async def _run(server: VerifierServer, address: str, options: argparse.Namespace, stop: asyncio.Event) -> None:
+    """Loads the models and serves them until it is to stop."""
     try:
         scorers = await asyncio.to_thread(load_scorers, options.model, options.rule, options.threads)
         await server.serve(scorers)
@@ -75,12 +82,10 @@ async def _serve(options: argparse.Namespace) -> None:
         logger.info("stopping")
     finally:
         await server.stop(options.drain_s)
-        if metrics is not None:
-            metrics.shutdown()
-            metrics.server_close()
 
 
-def _serve_metrics(listen: str, registry: CollectorRegistry) -> WSGIServer:
+@contextlib.contextmanager
+def _metrics_server(listen: str, registry: CollectorRegistry) -> Iterator[None]:
     """Serves what is in the registry over HTTP, in a thread of its own."""
     host, _, port = listen.rpartition(":")
     try:
@@ -88,7 +93,11 @@ def _serve_metrics(listen: str, registry: CollectorRegistry) -> WSGIServer:
     except (OSError, ValueError, OverflowError) as error:
         raise StartupError(f"cannot serve metrics on '{listen}': {error}") from error
     logger.info("metrics are at http://%s:%d/metrics", host, server.server_port)
-    return server
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 if __name__ == "__main__":
