@@ -82,7 +82,7 @@ def _random_rows(chains: int, vocabulary: int) -> list[Row]:
 def _grow(
     incremental: OnnxReader, full: OnnxReader, rows: Sequence[Row], whole_rows: Sequence[Row], steps: Sequence[int]
 ) -> dict[str, Any]:
-    """Figures at some numbers of steps, of chains that grow up to the last of them. `full` gets the same rows, cut its own way."""
+    """Figures at some numbers of steps, while chains grow up to the last. `full` gets the same rows, cut its own way."""
     figures: dict[str, Any] = {}
     readers, asked = (incremental, full), (rows, whole_rows)
     for reader in readers:  # warms up
