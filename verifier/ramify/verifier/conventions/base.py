@@ -113,7 +113,7 @@ class Whole(_Rendering):
         rows = []
         for size in range(known + 1, len(steps) + 1):
             tokens, before = self.whole(problem, "".join(steps[:size]).rstrip("\n"))
-            chunks = sorted({before, len(tokens)} - {0})
+            chunks = sorted({min(before, len(tokens)), len(tokens)} - {0})
             rows.append(Row(tokens, np.array([len(tokens) - 1], np.int32), np.array(chunks, np.int32)))
         return rows
 

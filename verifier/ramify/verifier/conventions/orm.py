@@ -1,11 +1,13 @@
 """An outcome reward model: a classifier of sequences that reads the problem and the solution so far.
 
-The score is the logistic function of the model's number at the last token; of a model with two labels, the probability of label 1
-against label 0. With a chat template the user says the problem and the assistant the solution; without one there is a newline
-between them.
+With a chat template the user says the problem and the assistant the solution; without one there is a newline between them. The
+score is the logistic function of the model's number at the last token; of a model with two labels, the probability of label 1
+against label 0. As in transformers, tokens at the end that the model is padded with do not count.
 """
 
 from dataclasses import dataclass
+
+import numpy as np
 
 from ramify.verifier.conventions.base import Subject, Whole
 from ramify.verifier.conventions.templates import chat_items, fill_apart, plain_items
@@ -30,6 +32,8 @@ class Orm(Whole):
         super().__init__(subject)
         if subject.labels > 2:
             raise StartupError(f"the model has {subject.labels} labels; an outcome reward model has one, or two")
+        padding = subject.config.get("pad_token_id")
+        self._padding = padding if isinstance(padding, int) else -1
         self.head: Head = Labels() if subject.labels == 2 else Value()
         if subject.chat.chat_template:
             system = [("system", options.system)] if options.system else []
@@ -41,4 +45,6 @@ class Orm(Whole):
     def whole(self, problem: str, solution: str) -> tuple[Tokens, int]:
         """See `Whole`."""
         texts = {"problem": problem, "solution": solution}
-        return fill_apart(self._vocabulary, self._items, texts, {**texts, "solution": ""})
+        tokens, before = fill_apart(self._vocabulary, self._items, texts, {**texts, "solution": ""})
+        real = np.flatnonzero(tokens != self._padding)
+        return tokens[: real[-1] + 1] if len(real) else tokens, before
