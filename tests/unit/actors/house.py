@@ -2,7 +2,8 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,6 +28,7 @@ from ramify.store.uploads import Chunk, NewProblem, Uploads
 from ramify.store.work import Work
 from ramify.v1 import job_pb2
 from ramify.v1 import verifier_service_pb2 as pb
+from ramify.verifier.chains import Chain
 from ramify.verifier.client import ColumnsScored
 from ramify.verifier.columns import ChainColumns
 from ramify.verifier.errors import RevisionError, UnavailableError
@@ -85,28 +87,38 @@ class Engine:
 
 @dataclass
 class Verifier:
-    """Scores a step by its text."""
+    """Scores a step by its text and the model's name."""
 
     revision: str = "7"
     gone: bool = False
+    away: set[str] = field(default_factory=set)  # models
+    of: dict[str, str] = field(default_factory=dict)  # revisions of models that have another
+    scored: Counter[tuple[str, Chain]] = field(default_factory=Counter)  # how often, by model
     asked: set[str] = field(default_factory=set)  # revisions
 
     async def get_model(self, name: str, *, deadline_ms: int) -> pb.Model:
         if self.gone:
             raise UnavailableError("connection refused")
-        return pb.Model(name=name, revision=self.revision)
+        return pb.Model(name=name, revision=self.of.get(name, self.revision))
 
     async def score_columns(
         self, model: str, chains: ChainColumns, *, revision: str, last_only: bool, wait_for_ready: bool
     ) -> ColumnsScored:
         self.asked.add(revision)
-        if self.gone:
+        if self.gone or model in self.away:
             raise UnavailableError("connection refused")
-        if revision != self.revision:
-            raise RevisionError(f"{model} is of revision {self.revision}, not {revision}")
-        found = [[sum(step.encode()) % 101 / 101 for step in chain.steps] for chain in chains.chains()]
+        mine = self.of.get(model, self.revision)
+        if revision != mine:
+            raise RevisionError(f"{model} is of revision {mine}, not {revision}")
+        self.scored.update((model, chain) for chain in chains.chains())
+        found = [[score_of(model, step) for step in chain.steps] for chain in chains.chains()]
         scores = [score for steps in found for score in (steps[-1:] if last_only else steps)]
-        return ColumnsScored(np.array(scores, np.float32), [], self.revision)
+        return ColumnsScored(np.array(scores, np.float32), [], mine)
+
+
+def score_of(model: str, step: str) -> float:
+    """What a model says of a step."""
+    return sum((model + step).encode()) % 101 / 101
 
 
 class House:
@@ -155,6 +167,7 @@ class House:
         prompt: job_pb2.Prompt | None = None,
         text: str = "problem {}",
         generators: Mapping[str, float] | None = None,
+        verifiers: Sequence[job_pb2.Verifier] = (),
         **knobs: Any,
     ) -> str:
         """A job that runs."""
@@ -162,9 +175,9 @@ class House:
         search = fill_search(job_pb2.Search(**given), "\n")
         several = [job_pb2.Generator(model=model, weight=weight) for model, weight in (generators or {}).items()]
         generator = "" if several else "simulated"
-        spec = job_pb2.JobSpec(
-            name=name, generator=generator, generators=several, verifier="prm", checker="rule", search=search, prompt=prompt
-        )
+        verifier = "" if verifiers else "prm"
+        spec = job_pb2.JobSpec(name=name, generator=generator, generators=several, verifier=verifier, verifiers=verifiers)
+        spec.MergeFrom(job_pb2.JobSpec(checker="rule", search=search, prompt=prompt))
         texts = [text.format(index) for index in range(problems)]
         new = [NewProblem(job_pb2.Problem(text=text, reference=f"answer to {text}"), text) for text in texts]
         job = await Uploads(self.database).create(name, spec, spec, Chunk(0, new, True), "call")
