@@ -41,7 +41,8 @@ class ServerTls:
             stamp = now
             return fresh
 
-        return grpc.dynamic_ssl_server_credentials(first, renew, require_client_authentication=self.client_ca is not None)
+        asks = self.client_ca is not None
+        return grpc.dynamic_ssl_server_credentials(first, renew, asks)  # type: ignore[arg-type] # None: all is as it was
 
     def _files(self) -> list[Path]:
         return [self.certificate, self.key, *([self.client_ca] if self.client_ca else [])]

@@ -20,6 +20,7 @@ from ramify.client.spec import SpecFields
 from ramify.local.errors import AlreadyRunning, LocalError, Misconfigured
 from ramify.local.models import tiny24
 from ramify.local.system import LISTEN, LocalConfig, LocalSystem
+from ramify.tls import ClientTls, TlsError
 from ramify.v1 import job_pb2
 
 LOOK_S = 0.5
@@ -48,6 +49,15 @@ def up(
         str, typer.Option(metavar="HOST:PORT", help="A Ray cluster that runs already; without it, one of this machine alone.")
     ] = "",
     verifier_model: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER of a PRM; repeatable.")] = None,
+    verifier: Annotated[
+        str,
+        typer.Option(metavar="HOST:PORT,...", envvar="RAMIFY_VERIFIER", help="Verifiers that run already, in place of one here."),
+    ] = "",
+    verifier_ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Whom to trust as a verifier: speak TLS with it.")
+    ] = None,
+    verifier_cert: Annotated[Path | None, typer.Option(metavar="FILE", help="Certificate to show to it (mTLS).")] = None,
+    verifier_key: Annotated[Path | None, typer.Option(metavar="FILE", help="The certificate's key.")] = None,
     shards: Annotated[
         int, typer.Option(min=1, max=64, envvar="RAMIFY_SHARDS", help="Scheduler processes, which share the trees.")
     ] = 1,
@@ -72,6 +82,8 @@ def up(
     models = tuple(verifier_model or ())
     if fleet is not None and engine:
         raise UsageError("--fleet and --engine both say which engines there are: give one of them")
+    if verifier and models:
+        raise UsageError("--verifier names verifiers that run already, with their models: leave out --verifier-model")
     config = LocalConfig(
         home,
         listen,
@@ -80,6 +92,8 @@ def up(
         fleet,
         ray,
         verifier_models=models,
+        verifier=verifier,
+        verifier_tls=verifier_tls(verifier, verifier_ca, verifier_cert, verifier_key),
         shards=shards,
         dashboard=dashboard,
         lease_s=lease_s,
@@ -99,6 +113,20 @@ def up(
         while not system.failure:
             quiet.wait(LOOK_S)
         raise CliError(system.failure)
+
+
+def verifier_tls(verifier: str, ca: Path | None, certificate: Path | None, key: Path | None) -> ClientTls | None:
+    """How to speak to verifiers; None: without TLS."""
+    if not (ca or certificate or key):
+        return None
+    if not verifier:
+        raise UsageError("--verifier-ca, --verifier-cert and --verifier-key are for verifiers that --verifier names")
+    try:
+        tls = ClientTls(ca, certificate, key)
+        tls.credentials()  # what can't be read is told before anything starts
+    except TlsError as error:
+        raise UsageError(str(error)) from error
+    return tls
 
 
 def demo(

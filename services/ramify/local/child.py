@@ -60,6 +60,8 @@ class Child:
         self._restarts += 1
         if self._restarts > RESTARTS_MAX:
             raise StartFailed(f"{self._module} died {RESTARTS_MAX} times (log: {self.log})")
+        if self.process.stdin:
+            self.process.stdin.close()
         self.start()
         return True
 

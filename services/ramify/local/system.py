@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from ramify.local.child import Child
 from ramify.local.errors import AlreadyRunning, LocalError, Misconfigured, StartFailed
 from ramify.local.models import tiny24
+from ramify.tls import ClientTls
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class LocalConfig:
     fleet: Path | None = None  # a file, see `actors.fleet`; it is read again whenever it changes
     ray: str = ""  # address of a Ray cluster that runs already; empty: one of our own
     verifier_models: tuple[str, ...] = ()  # NAME=FOLDER; empty: tiny24-prm, or a simulated one where all engines are
+    verifier: str = ""  # addresses of verifiers that run already, see `VerifierClient`; empty: one of our own
+    verifier_tls: ClientTls | None = None  # of those; None: no TLS
     shards: int = 1
     dashboard: bool = True
     lease_s: float = 15.0  # a shard that was not heard of for so long loses its slots to others
@@ -102,20 +105,26 @@ class LocalSystem:
         if not config.ray:  # else what they name is on other machines
             check_engines(specs)
         store_url = config.store_url or f"sqlite+aiosqlite:///{home.absolute() / 'state.db'}"
-        models = config.verifier_models or (default_verifier(specs),)
-        flags = [flag for model in models for flag in ("--model", model)]
-        verifier = Child("ramify.verifier", [*flags, "--rule", "countdown"], "127.0.0.1:0", home)
         gateway = Child("ramify.gateway", ["--store", store_url], config.listen, home)
-        self._children = [verifier, gateway]
+        self._children = [gateway]
+        verifier = None if config.verifier else self._verifier(specs)
+        self._children += [verifier] if verifier else []
         for child in self._children:
             child.start()
         self._start_ray()
         for child in self._children:
             child.wait_ready()
         self.address = gateway.address
-        self._say(f"verifier on {verifier.address}, log {verifier.log}")
-        self._start_actors(store_url, verifier.address)
+        if verifier is not None:
+            self._say(f"verifier on {verifier.address}, log {verifier.log}")
+        self._start_actors(store_url, verifier.address if verifier else config.verifier)
         self._watcher.start()
+
+    def _verifier(self, specs: Sequence[str]) -> Child:
+        """A verifier with the models that fit engines of these specs."""
+        models = self.config.verifier_models or (default_verifier(specs),)
+        flags = [flag for model in models for flag in ("--model", model)]
+        return Child("ramify.verifier", [*flags, "--rule", "countdown"], "127.0.0.1:0", self.config.home)
 
     def _start_ray(self) -> None:
         # Set before Ray is imported: it reads them once.
@@ -205,7 +214,9 @@ class LocalSystem:
         limits = ShellLimits(self.config.trees_max, round(1000 * self.config.lease_s), retention_ms=retention_ms)
         # The verifier and the store are on this machine, and may be out of reach from any other.
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()} if self.config.ray else {}
-        system = SystemConfig(store_url, verifier, fleet, self.config.shards, limits, labels=here)
+        system = SystemConfig(
+            store_url, verifier, fleet, self.config.shards, limits, labels=here, verifier_tls=self.config.verifier_tls
+        )
         self._supervisor = start_supervisor(replace(system, work=self.config.work) if self.config.work else system)
         try:
             loads = any(engine.spec.startswith("vllm:") for engine in fleet.engines)

@@ -8,6 +8,8 @@ from ramify.scheduler.actors.limits import ShellLimits
 from ramify.scheduler.placement import Terms
 from ramify.store.database import Database
 from ramify.store.work import Work
+from ramify.tls import ClientTls
+from ramify.verifier.client import VerifierClient
 
 NAMESPACE = "ramify"  # of the named actors
 DRAIN_S = (
@@ -45,13 +47,18 @@ class SystemConfig:
     """All that a supervisor starts and keeps alive."""
 
     store_url: str
-    verifier_address: str
+    verifier_address: str  # see `VerifierClient`
     fleet: FleetConfig
     shards: int = 1
     limits: ShellLimits = field(default_factory=ShellLimits)  # of each shard
     work: Callable[[Database], Work] = Work  # what shards do with the store; measurements have others
     labels: Mapping[str, str] = field(default_factory=dict)  # of the nodes where supervisor and shards belong, see `straying`
     shard_labels: tuple[Mapping[str, str], ...] = ()  # of those where the first shards do instead
+    verifier_tls: ClientTls | None = None  # its files are where the shards are; None: no TLS
+
+    def verifier(self) -> VerifierClient:
+        """A client of the verifier, for the event loop that calls it."""
+        return VerifierClient(self.verifier_address, tls=self.verifier_tls)
 
 
 def shard_labels(config: SystemConfig, index: int) -> Mapping[str, str]:

@@ -17,7 +17,6 @@ from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, FleetConfig, Syst
 from ramify.scheduler.actors.lanes import EngineHandle
 from ramify.scheduler.actors.shell import Shell, ShellStatus
 from ramify.scheduler.memory import keep_freed_memory
-from ramify.verifier.client import VerifierClient
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ class ShardActor:
         self._index, self._config, self._engines, self._fleet = index, config, engines, config.fleet
         self._store: Aside | None = None  # of the shell
         self._closing: asyncio.Task[None] | None = None  # of the shell before
-        self._verifier = VerifierClient(config.verifier_address)
+        self._verifier = config.verifier()
         self._shell: Shell | None = None
         self._run: asyncio.Task[None] | None = None
         self._drained = False

@@ -18,7 +18,6 @@ from ramify.scheduler.actors.engine_keeper import EngineKeeper, opened
 from ramify.scheduler.actors.shard_actor import CUT_S, ShardStatus, name_of, start_shard
 from ramify.scheduler.slots import SLOTS
 from ramify.store.jobs import ModelRow
-from ramify.verifier.client import VerifierClient
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +123,7 @@ class Supervisor:
         return done
 
     async def _scorers(self) -> list[ModelRow]:
-        async with VerifierClient(self._config.verifier_address) as verifier:
+        async with self._config.verifier() as verifier:
             names = (await verifier.get_model()).models
             models = [await verifier.get_model(name) for name in names]
         return [ModelRow("checker" if m.backend == "rule" else "verifier", m.name, m.revision, "", "") for m in models]
