@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ramify.verifier.backends.folder import content_hash, open_tokenizer
+from ramify.verifier.backends.vllm_guard import Guard
 from ramify.verifier.errors import ModelError, StartupError
 from ramify.verifier.reading import Head, Row
 
@@ -51,21 +52,27 @@ class VllmReader:
         except ImportError as error:
             raise StartupError(f"{_INSTALL} ({error})") from error
         self.tokenizer = open_tokenizer(Path(model))
-        self._model = load(model, head, arguments)
-        self.revision = _revision(Path(model), self._model.precision)
-        self.context_tokens_max = self._model.context_tokens_max
-        self.batch_tokens_max = self._model.batch_tokens_max
+        self._guard = Guard()
+        try:
+            self._model = load(model, head, arguments)
+        except BaseException:
+            self._guard.close()
+            raise
+        self._guard.settle()
         self._order = itertools.count()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=f"vllm {Path(model).name}", daemon=True)
         self._thread.start()
         try:
             self._wait(self._model.start())
+            self.revision = _revision(Path(model), self._model.precision)
         except BaseException as error:
             self.close()
             if isinstance(error, StartupError) or not isinstance(error, Exception):
                 raise
             raise StartupError(f"vLLM has loaded '{model}' but cannot run it: {type(error).__name__}: {error}") from error
+        self.context_tokens_max = self._model.context_tokens_max
+        self.batch_tokens_max = self._model.batch_tokens_max
 
     @property
     def failure(self) -> str:
@@ -94,6 +101,7 @@ class VllmReader:
         """Ends vLLM's processes. May be called again."""
         if self._thread.is_alive():
             self._wait(self._model.close())
+            self._guard.close()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
