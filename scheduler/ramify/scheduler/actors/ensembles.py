@@ -97,10 +97,11 @@ def last_only(verifier: Verifier) -> bool:
 def panels(command: Score) -> list[Panel]:
     """Who is to judge the chains of a command; none if it is a single model whose scores count as they are."""
     plan, chains = command.plan, command.chains
+    first, *others = plan.verifiers
+    if not others and first.temperature == 1.0 and first.when != "end":
+        return []
     way = tuple(each for each in plan.verifiers if each.when != "end")
     end = tuple(each for each in plan.verifiers if each.when != "way") or way
-    if len(way) == len(plan.verifiers) == 1 and way[0].temperature == 1.0:
-        return []
     if way == end:
         return [Panel(chains, way, ())]
     if not way or chains.ended.all():

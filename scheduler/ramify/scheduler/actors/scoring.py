@@ -282,12 +282,14 @@ class Scoring:
     def _score(self, batch: list[Ask], chains: ChainColumns, scores: ColumnScores) -> None:
         at = 0
         for ask in batch:
-            mine, last, named = scores.part(chains, at, at + len(ask)), scores.scores[at : at + len(ask)], ask.chains
-            at += len(ask)
+            first, at, named = at, at + len(ask), ask.chains
+            mine = scores.part(chains, first, at)
             message = f"not scored by {ask.name}: {mine.faults[0].message}" if mine.faults else ""
             if ask.panel is None:
                 self._post(StepsScored(named.hint, named.tree_id, named.node_id, mine.scores, named.length, message))
-            elif event := ask.panel.hear(ask.kind.model, last if ask.kind.last_only else mine.scores, message):
+                continue
+            found = scores.scores[first:at] if ask.kind.last_only else mine.scores
+            if event := ask.panel.hear(ask.kind.model, found, message):
                 self._post(event)
 
 
