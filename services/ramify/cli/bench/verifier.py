@@ -21,6 +21,7 @@ import psutil
 import typer
 from rich.table import Table
 
+from ramify.cli.bench import prm
 from ramify.cli.bench.open_loop import Outcome, open_loop
 from ramify.cli.output import make_console
 from ramify.local.child import Child
@@ -170,12 +171,23 @@ async def measure_all(calls: int, seconds: float) -> dict[str, Any]:
     return {"batch": found, "half_load": at_half, "twice_the_load": await too_much(calls, seconds)}
 
 
+def saved(figures: dict[str, Any] | str) -> str:
+    """What a model saves, for people; or why it was not measured."""
+    if isinstance(figures, str):
+        return figures
+    return ", ".join(f"{figures[steps]['cpu_ratio']} times less up to step {steps}" for steps in figures if steps.isdecimal())
+
+
 def verifier(
     seconds: Annotated[float, typer.Option(min=0.01, help=f"Of each of the {ROUNDS} rounds.")] = 1.0,
     calls: Annotated[int, typer.Option(min=1, max=64, help="Open at once.")] = CALLS_MAX,
+    models: Annotated[
+        bool, typer.Option(help="Measure what real models save by computing new steps only; it takes a minute or two.")
+    ] = True,
 ) -> None:
-    """Scores per second through gRPC, what they cost both sides, delays at half load, and what comes of twice the load."""
+    """Scores per second through gRPC and their cost, delays at half load, and what comes of twice the load."""
     found = asyncio.run(measure_all(calls, seconds))
+    found |= {"incremental": prm.measure()} if models else {}
     table = Table("batch", "scores/s", "median", "client CPU s per 100k", "verifier CPU s per 100k")
     for name, figures in found["batch"].items():
         cost = figures["client_cpu_s_per_100k"], figures["server_cpu_s_per_100k"]
@@ -185,4 +197,6 @@ def verifier(
     half, twice = found["half_load"], found["twice_the_load"]
     console.print(f"at half of that load: p50 {half['p50_ms']} ms, p99 {half['p99_ms']} ms")
     console.print(f"at twice what a slower model bears: {twice['goodput']:.0%} of its best comes in time")
+    for name in ("tiny24", "decoder") if models else ():
+        console.print(f"CPU time of {name}, new steps only: {saved(found['incremental'][name])}")
     print(json.dumps({"calls": calls, "scores_per_s": found["batch"][str(BATCHES[0])]["scores_per_s"], **found}))
