@@ -105,6 +105,25 @@ def test_a_model_that_does_not_say_how_it_is_asked(tmp_path: Path) -> None:
     assert load_model("prm", f"{tmp_path}?convention=newline").convention == "newline"
 
 
+@pytest.mark.parametrize("told", [{"convention": 3}, {"convention": "newline", "options": ["x"]}])
+def test_a_folder_that_says_it_wrongly(told: object, tmp_path: Path) -> None:
+    shutil.copytree(PRM, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "ramify.json").write_text(json.dumps(told))
+    assert refused(str(tmp_path)).endswith("ramify.json: convention must be a name, and options an object")
+
+
+def test_a_folder_may_name_options_and_the_command_line_others(tmp_path: Path) -> None:
+    shutil.copytree(PRM, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "ramify.json").write_text('{"convention": "judge", "options": {"template": "{problem}:{solution} ", "yes": "+"}}')
+    (tmp_path / "word").write_text("-")
+    spec = f"{tmp_path}?no=@{tmp_path}/word"
+    judge = load_model("judge", spec)
+    assert judge.convention == "judge"
+    assert load_model("judge", f"{spec}&yes=*").revision != judge.revision
+    assert "'/+' is no token of its own" in refused(f"{spec}&yes=/%2B")
+    assert load_model("prm", f"{spec.partition('?')[0]}?convention=newline").convention == "newline"
+
+
 def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
     shutil.copytree(PRM, tmp_path, dirs_exist_ok=True)
     config = json.loads((PRM / "config.json").read_text())

@@ -97,19 +97,29 @@ def _load_folder(name: str, folder: Path, options: dict[str, Any], threads: int)
 
     if not folder.is_dir():
         raise StartupError(f"there is no folder '{folder}'")
-    backend = options.pop("backend", None) or ("onnx" if (folder / "model.onnx").is_file() else "transformers")
+    exported = any((folder / name).is_file() for name in ("model.onnx", "onnx/model.onnx"))
+    backend = options.pop("backend", None) or ("onnx" if exported else "transformers")
     if backend not in BACKENDS:
         raise StartupError(f"no backend '{backend}'; there is {', '.join(BACKENDS)}")
-    said = read_json(folder / "ramify.json")
+    told, told_options = _told(folder)
     subject = conventions.read_subject(folder)
-    convention = options.pop("convention", None) or said.get("convention") or conventions.recognise(folder, subject)
+    convention = options.pop("convention", None) or told or conventions.recognise(folder, subject)
     own = conventions.option_names(convention)
-    asked = dict(said.get("options", {})) if convention == said.get("convention") else {}
+    asked = dict(told_options) if convention == told else {}
     asked |= {option: _text(options.pop(option)) for option in own if option in options}
     made = conventions.make_convention(convention, subject, asked)
     reader = _reader(backend, folder, made.head, {"threads": threads, **options}, own)
     texts = f"{sorted(asked.items())} {content_hash(folder, conventions.FILES)}"
     return ModelScorer(name, made, reader, texts=texts)
+
+
+def _told(folder: Path) -> tuple[str, Mapping[str, Any]]:
+    """The convention that `ramify.json` names, if it does, and its options."""
+    told = read_json(folder / "ramify.json")
+    name, options = told.get("convention", ""), told.get("options", {})
+    if not isinstance(name, str) or not isinstance(options, Mapping):
+        raise StartupError(f"{folder / 'ramify.json'}: convention must be a name, and options an object")
+    return name, options
 
 
 def _reader(backend: str, folder: Path, head: Head, options: Mapping[str, Any], others: Sequence[str]) -> Reader:

@@ -112,18 +112,19 @@ class TransformersReader:
         with torch.inference_mode():
             at = torch.from_numpy(rows).to(self._device), torch.from_numpy(positions).to(self._device)
             out = self._model(input_ids=torch.from_numpy(ids).to(self._device), use_cache=False)
+            # The head goes over all positions: a product over those that are read would have a shape that depends on the company.
             if self._head is None:
                 numbers = out.logits[at]
             else:
-                numbers = self._head(out.last_hidden_state[at].to(self._head[0].weight.dtype))
-        found: NDArray[np.float64] = numbers.to("cpu", torch.float64).numpy()
+                numbers = self._head(out.last_hidden_state.to(self._head[0].weight.dtype))[at]
+        found: NDArray[np.float64] = numbers.cpu().double().numpy()
         good, bad = self._columns
         return found[:, good] if bad is None else found[:, good] - found[:, bad]
 
     def _check_causal(self) -> None:
         """Raises `StartupError` where a number depends on what is behind it. Warms up as well."""
-        ids = np.ones((2, TOKENS_BUCKET), np.int64)
-        half = TOKENS_BUCKET // 2
+        ids = np.ones((2, min(TOKENS_BUCKET, self.context_tokens_max)), np.int64)
+        half = (ids.shape[1] + 1) // 2
         ids[1, half:] = 0
         where = np.tile(np.arange(half), 2)
         one, other = np.split(self._odds(ids, np.repeat(np.arange(2), half), where), 2)
@@ -193,7 +194,8 @@ def _weight_files(folder: Path) -> list[str]:
 
 def _context(folder: Path) -> int:
     config = read_json(folder / "config.json")
-    tokens = config.get("text_config", config).get("max_position_embeddings")
+    config = config.get("text_config", config)
+    tokens = config.get("max_position_embeddings") or config.get("n_positions")
     if not isinstance(tokens, int):
         raise StartupError(f"{folder / 'config.json'} does not say max_position_embeddings: how long a row may be")
     return tokens
