@@ -247,6 +247,12 @@ def demo(context: typer.Context) -> None:
     _pass_on(context, "ramify.cli.local", "demo")
 
 
+@app.command("verifier", context_settings=_PASS_ON, add_help_option=False)
+def verifier(context: typer.Context) -> None:
+    """The verifier alone: serve it, or score a file of solutions."""
+    _pass_on(context, "ramify.cli.verifier", "app")
+
+
 @app.command("bench", context_settings=_PASS_ON, add_help_option=False)
 def bench(context: typer.Context) -> None:
     """Measure this machine."""

@@ -45,9 +45,9 @@ def make_spec(knobs: list[str], options: Mapping[str, object], peer: str | None 
         if name in options:
             raise UsageError(f"{name} is given twice: {options[name]} and {value}")
     if "step" in ours:
-        ours["step"] = _unescaped(ours["step"])
+        ours["step"] = unescaped(ours["step"])
     if isinstance(begins := options.get("step_prompt"), str):
-        options = {**options, "step_prompt": _unescaped(begins)}
+        options = {**options, "step_prompt": unescaped(begins)}
     return job_spec(**options, **ours)
 
 
@@ -167,5 +167,6 @@ def _parsed(knobs: list[str]) -> dict[str, str]:
     return given
 
 
-def _unescaped(text: str) -> str:
+def unescaped(text: str) -> str:
+    r"""The text of an option in which `\n`, `\t` and `\\` mean what they do in C."""
     return re.sub(r"\\[nt\\]", lambda match: _ESCAPES[match[0]], text)
