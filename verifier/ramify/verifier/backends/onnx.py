@@ -37,7 +37,7 @@ class OnnxReader:
     """See the module, and `Reader`.
 
     A graph that takes no past, or only one new token with it, is run on whole rows: a number follows from its row alone, but
-    from what is before it only within rounding. So it is for graphs with GroupQueryAttention, which are run row by row.
+    from what is before it only within rounding. Graphs with GroupQueryAttention are run row by row where there is a past.
 
     Args:
         folder: Holds `config.json`, `tokenizer.json`, and one of `GRAPHS` with its weights, as `OnnxGraph` describes it.
