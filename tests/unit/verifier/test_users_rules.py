@@ -9,6 +9,7 @@ import pytest
 
 from ramify.verifier.backends.rule import RuleScorer
 from ramify.verifier.chains import Chain, ChainError, ChainScores
+from ramify.verifier.columns import ChainColumns
 from ramify.verifier.errors import StartupError
 from ramify.verifier.rules import RULES, known_rules, load_rule, rule_here
 
@@ -113,8 +114,8 @@ def test_what_is_no_rule_says_why(name: str, message: str, caplog: pytest.LogCap
     ("name", "message"),
     [
         ("few", "rule 'few' failed: it gave 1 scores for 2 steps"),
-        ("nan", "rule 'nan' failed: a score is not in [0, 1]: [nan, nan]"),
-        ("high", "rule 'high' failed: a score is not in [0, 1]: [1.5, 1.5]"),
+        ("nan", "the model gave nan for step 1, no number from 0 to 1"),
+        ("high", "the model gave 1.5 for step 1, no number from 0 to 1"),
         ("text", "rule 'text' failed: ValueError: could not convert string to float: 'good'"),
         ("crash", "rule 'crash' failed: ZeroDivisionError: division by zero"),
     ],
@@ -122,7 +123,8 @@ def test_what_is_no_rule_says_why(name: str, message: str, caplog: pytest.LogCap
 def test_a_rule_that_fails_is_an_error_of_the_chain(name: str, message: str) -> None:
     good, bad = RuleScorer(load_rule("few")), RuleScorer(load_rule(name))
     assert good.score([Chain("p", ("a",))]) == [ChainScores([1.0])]
-    (found,) = bad.score([Chain("p", ("a", "b"))])
+    chains = ChainColumns.of([Chain("p", ("a", "b"))])
+    (found,) = bad.score_columns(chains).checked(chains).faults
     assert found.error is ChainError.MODEL
     assert found.message.startswith(message)
 

@@ -60,8 +60,6 @@ class RuleScorer(ChainScorer):
             return self._failed(f"{type(error).__name__}: {error}")
         if len(scores) != len(chain.steps):
             return self._failed(f"it gave {len(scores)} scores for {len(chain.steps)} steps")
-        if not all(0 <= score <= 1 for score in scores):  # nor is NaN
-            return self._failed(f"a score is not in [0, 1]: {scores}")
         return ChainScores(scores)
 
     def _failed(self, why: str) -> ChainScores:
