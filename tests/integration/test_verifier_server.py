@@ -411,6 +411,16 @@ async def test_the_client_gives_up_after_a_few_times() -> None:
     assert score.attempts == 5
 
 
+async def test_a_model_that_can_score_no_more_is_seen() -> None:
+    scorer = FakeScorer()
+    async with serving(scorer) as (server, address):
+        failed = asyncio.create_task(server.failed())
+        assert await health(address) == SERVING
+        scorer.failure = "its engine has died"
+        assert await failed == "model 'fake': its engine has died"
+        assert [await health(address), await health(address, SERVICE_NAME)] == [NOT_SERVING, NOT_SERVING]
+
+
 async def reflected(address: str) -> set[str]:
     """The services that reflection lists."""
     async with grpc.aio.insecure_channel(address) as channel:

@@ -35,6 +35,7 @@ class SumReader:
     context_tokens_max = 16
     batch_tokens_max = 64
     calls_max = 2
+    failure = ""
 
     def __init__(self) -> None:
         self.tokenizer = letters()

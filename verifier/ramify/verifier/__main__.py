@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from ramify.process import stop_event, write_ready_file
 from ramify.tls import TlsError, server_tls
 from ramify.verifier.batching import QUEUE_CHAINS_MAX
-from ramify.verifier.errors import StartupError
+from ramify.verifier.errors import ModelError, StartupError
 from ramify.verifier.loading import MODEL_HELP, load_scorers
 from ramify.verifier.memory import MEMORY_BYTES_MAX
 from ramify.verifier.rules import known_rules
@@ -21,11 +21,15 @@ from ramify.verifier.server import DRAIN_S_MAX, Limits, VerifierServer
 
 logger = logging.getLogger("ramify.verifier")
 
-EXIT_STARTUP = 2
+EXIT_FAILED, EXIT_STARTUP = 1, 2
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m ramify.verifier") -> int:
-    """Runs until SIGTERM or SIGINT. Returns the exit code: 0 after a stop, 2 if it cannot start."""
+    """Runs until SIGTERM or SIGINT.
+
+    Returns:
+        The exit code: 0 after a stop, 1 if a model can score no more, 2 if it cannot start.
+    """
     options = _parser(prog).parse_args(arguments)
     logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
@@ -33,6 +37,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m ramify.v
     except StartupError as error:
         print(f"ramify.verifier: {error}", file=sys.stderr)
         return EXIT_STARTUP
+    except ModelError as error:
+        print(f"ramify.verifier: {error}", file=sys.stderr)
+        return EXIT_FAILED
     return 0
 
 
@@ -78,7 +85,12 @@ async def _run(server: VerifierServer, address: str, options: argparse.Namespace
         if options.ready_file:
             write_ready_file(options.ready_file, address)
         logger.info("serving %s on %s", ", ".join(scorer.name for scorer in scorers), address)
-        await stop.wait()
+        ends = [asyncio.create_task(server.failed()), asyncio.create_task(stop.wait())]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
+        if not stop.is_set():  # whoever keeps it running starts it anew
+            raise ModelError(str(ends[0].result()))
         logger.info("stopping")
     finally:
         await server.stop(options.drain_s)

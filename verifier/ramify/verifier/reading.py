@@ -71,6 +71,11 @@ class Reader(Protocol):
         """Calls that may be open at once, each in a thread of its own."""
         ...
 
+    @property
+    def failure(self) -> str:
+        """Why it reads no more, for people; empty while it can."""
+        ...
+
     def read(self, rows: Sequence[Row]) -> list[NDArray[np.float64]]:
         """The log-odds `[K]` of each row; what is no finite number comes as it is. Blocks; an exception fails all rows.
 

@@ -41,6 +41,7 @@ STREAM_OPEN_MAX = 64
 """Requests of one stream that are open at once; the stream is not read further until one is answered."""
 
 DRAIN_S_MAX = 5.0
+LOOK_S = 1.0  # between two looks at whether the models can still score
 
 # A string, for only the stubs know that it is generic.
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -71,6 +72,11 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         metrics = ModelMetrics(self._metrics, scorer.name)
         batcher = Batcher(scorer, queue_chains_max=self._limits.queue_chains_max, metrics=metrics)
         return Memory(batcher, self._limits.memory_bytes_max)
+
+    @property
+    def scorers(self) -> list[Scorer]:
+        """The models."""
+        return [model.scorer for model in self._models.values()]
 
     def stop(self) -> None:
         """Takes no more requests; those that are open go on."""
@@ -252,6 +258,15 @@ class VerifierServer:
         """Scores with these models from now on; the first is the default."""
         self._service.open(scorers)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def failed(self) -> str:
+        """Returns once a model can score no more, with what is to be said of it. Health is NOT_SERVING then."""
+        while True:
+            for scorer in self._service.scorers:
+                if scorer.failure:
+                    await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+                    return f"model '{scorer.name}': {scorer.failure}"
+            await asyncio.sleep(LOOK_S)
 
     async def stop(self, drain_s: float = DRAIN_S_MAX) -> None:
         """Takes no more calls, gives the open ones `drain_s` seconds, and closes."""

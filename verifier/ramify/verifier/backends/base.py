@@ -59,6 +59,11 @@ class Scorer(Protocol):
         """How long an idle model gains by waiting for a fuller batch."""
         ...
 
+    @property
+    def failure(self) -> str:
+        """Why it scores no more, for people; empty while it can."""
+        ...
+
     def tokens(self, chains: ChainColumns) -> NDArray[np.int64]:
         """`[R]` what each chain costs: the tokens that have to be computed for it. Blocks."""
         ...
@@ -81,6 +86,7 @@ class ChainScorer(ABC):
     convention = ""
     calls_max = 1
     remembers = False
+    failure = ""
 
     def tokens(self, chains: ChainColumns) -> NDArray[np.int64]:
         """See `Scorer`: bytes of what is new."""

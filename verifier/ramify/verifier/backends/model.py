@@ -42,6 +42,11 @@ class ModelScorer:
         self._convention, self._reader = convention, reader
         self._rows = lru_cache(_CHAINS_KEPT)(self._render)
 
+    @property
+    def failure(self) -> str:
+        """See `Scorer`."""
+        return self._reader.failure
+
     def tokens(self, chains: ChainColumns) -> NDArray[np.int64]:
         """See `Scorer`: the tokens from the first wanted step on, and the problem's where no step is known; at least one."""
         counts = []

@@ -57,6 +57,7 @@ class OnnxReader:
     backend = "onnx"
     batch_tokens_max = 8_192
     calls_max = 1
+    failure = ""
 
     def __init__(self, folder: Path, head: Head, *, threads: int = 1, cache_bytes_max: int = 256 << 20) -> None:
         require(folder, ["config.json", "tokenizer.json"])

@@ -56,6 +56,7 @@ class TransformersReader:
     backend = "transformers"
     batch_tokens_max = 1 << 13
     calls_max = 1
+    failure = ""
 
     def __init__(self, folder: Path, head: Head, *, threads: int = 1, dtype: str = "auto", device: str = "auto") -> None:
         require(folder, ["config.json", "tokenizer.json"])
