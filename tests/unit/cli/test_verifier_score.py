@@ -242,8 +242,8 @@ def test_nobody_at_the_address(ramify: Ramify, file: Path, monkeypatch: pytest.M
     assert err.startswith("ramify: no verifier answers at 127.0.0.1:1: ")
 
 
-async def test_an_overloaded_verifier_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    refusals = iter([OverloadedError("full", 1), UnavailableError("away"), OverloadedError("full", 1)])
+async def test_an_overloaded_verifier_is_asked_again(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    refusals = iter([OverloadedError("full", 1), *[UnavailableError("away")] * 3, OverloadedError("full", 1)])
 
     async def score_columns(self: object, model: str, chains: ChainColumns, **options: Any) -> ColumnScores:
         if refusal := next(refusals, None):
@@ -261,6 +261,7 @@ async def test_an_overloaded_verifier_is_asked_again(monkeypatch: pytest.MonkeyP
     finally:
         await server.stop(drain_s=0)
     assert next(refusals, None) is None
+    assert [line for line in caplog.messages if "waiting" in line] == ["waiting for the verifier: away"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

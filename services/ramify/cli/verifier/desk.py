@@ -1,6 +1,7 @@
 """A verifier to hand chains to from plain code: models loaded here, or a server."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import Future
@@ -9,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import RetryCallState, retry, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from ramify.tls import ClientTls
 from ramify.verifier.backends.base import Scorer
@@ -20,9 +21,12 @@ from ramify.verifier.columns import ChainColumns, ColumnScores
 from ramify.verifier.errors import DeadlineError, ModelError, OverloadedError, ServiceError, UnavailableError
 from ramify.verifier.loading import load_scorers
 
+log = logging.getLogger(__name__)
+
 DEADLINE_MS = 3_600_000  # of a batch: nobody waits for it but us, and a large model may take long
 GREETING_MS = 10_000
 ATTEMPTS_MAX = 60  # for one batch, while a server is away or has too much to do: some four minutes
+TELL_AT = 4  # so many attempts are no absence yet
 WAIT_S_MAX = 8.0
 
 Value = TypeVar("Value")
@@ -131,25 +135,30 @@ async def there(address: str, name: str, tls: ClientTls | None) -> AsyncIterator
         except (DeadlineError, UnavailableError) as error:
             raise UnavailableError(f"no verifier answers at {address}: {error}") from error
 
-        patient = AsyncRetrying(
+        @retry(
             retry=retry_if_exception(_passes),
             wait=_wait_s,
             stop=stop_after_attempt(ATTEMPTS_MAX),
+            before_sleep=_tell,
             reraise=True,
         )
-
-        async def ask(chains: ChainColumns) -> ColumnScores:
+        async def score(chains: ChainColumns) -> ColumnScores:
             found = await client.score_columns(
                 model.name, chains, revision=model.revision, deadline_ms=DEADLINE_MS, wait_for_ready=False
             )
             return ColumnScores(found.scores, found.faults)
 
-        yield Source(model.name, model.revision, lambda chains: patient(ask, chains))
+        yield Source(model.name, model.revision, score)
 
 
 def _passes(error: BaseException) -> bool:
     """Whether it is a server's state, and no fault of the chains or of the model."""
     return isinstance(error, ServiceError) and not isinstance(error, (ModelError, DeadlineError))
+
+
+def _tell(state: RetryCallState) -> None:
+    if state.attempt_number == TELL_AT and state.outcome:
+        log.warning("waiting for the verifier: %s", state.outcome.exception())
 
 
 _BACK_OFF = wait_random_exponential(0.1, WAIT_S_MAX)
