@@ -46,7 +46,7 @@ regions: setup
 
 # Real processes and real kills, on both stores; make test has a part of them. It prints what each fault costs.
 faults: setup-dev
-	$(BIN)/python -m pytest $(PARALLEL) -m "faults or not faults" -rP tests/faults
+	$(BIN)/python -m pytest $(PARALLEL) -m "faults or not faults" -rP tests/faults tests/e2e
 
 # The vllm engine with a real vLLM, in an environment of its own; where that can't be had it says so, and is no failure.
 test-vllm:

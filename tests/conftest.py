@@ -15,18 +15,20 @@ settings.register_profile("ramify", derandomize=True, max_examples=60, **COMMON)
 settings.register_profile("soak", max_examples=2000, **COMMON)  # type: ignore[arg-type]
 settings.load_profile("ramify")
 
+SYSTEMS = ("tests/e2e/", "tests/faults/")  # each has systems that its tests share
+
 # Ray lets its workers stand back behind all else; here all else are the tests, which would starve the systems that they test.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Tests of whole systems mostly wait: one worker has them all, and starts with them, while others compute."""
+    """Tests of whole systems mostly wait: two workers have them all, and start with them, while others compute."""
     from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
     class Systems(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            return "systems" if nodeid.startswith(("tests/e2e/", "tests/faults/")) else nodeid
+            return next((folder for folder in SYSTEMS if nodeid.startswith(folder)), nodeid)
 
     return Systems(config, log)
 

@@ -14,9 +14,9 @@ from tests.e2e.test_system import KNOBS, run_job, trees
 COUNT = 16
 
 
-def test_a_job_goes_on_after_every_process_was_killed(tmp_path: Path, puzzles: list[str]) -> None:
-    """SIGKILL of everything in the middle of a job: `ramify up` again, and it ends as it would have ended."""
-    first = Up(tmp_path)
+def test_a_job_goes_on_after_a_kill_of_everything_and_after_ctrl_c(tmp_path: Path, puzzles: list[str]) -> None:
+    """Either in the middle of a job: `ramify up` again, and it ends as it would have ended."""
+    first = Up(tmp_path, "--shards", "2")
     with Client(first.address) as client:
         undisturbed = run_job(client, puzzles[:COUNT])
         expected = trees(client, undisturbed.job_id, COUNT)
@@ -24,7 +24,7 @@ def test_a_job_goes_on_after_every_process_was_killed(tmp_path: Path, puzzles: l
         before = half_way(client, job, undisturbed)
     first.kill_everything()
 
-    second = Up(tmp_path)
+    second = Up(tmp_path, "--shards", "2")
     with Client(second.address) as client:
         events = list(client.watch(job.job_id))
         job = client.job(job.job_id)
@@ -34,8 +34,17 @@ def test_a_job_goes_on_after_every_process_was_killed(tmp_path: Path, puzzles: l
         assert trees(client, job.job_id, COUNT) == expected
         # Committed steps are counted when they are committed: had one been sampled and committed again, the sums would differ.
         assert paid(job.progress) == paid(undisturbed.progress)
-    code, left = second.stop(signal.SIGTERM)
-    assert (code, left) == (0, [])
+        other = client.submit(puzzles[:COUNT], **KNOBS)  # type: ignore[arg-type]
+        half_way(client, other, undisturbed)
+    assert second.stop(signal.SIGINT) == (0, [])
+
+    third = Up(tmp_path)
+    with Client(third.address) as client:
+        *_, last = client.watch(other.job_id)
+        assert last.state == job_pb2.JOB_STATE_DONE
+        assert trees(client, other.job_id, COUNT) == expected
+        assert paid(last.progress) == paid(undisturbed.progress)
+    assert third.stop(signal.SIGTERM) == (0, [])
 
 
 IN_FAULTS = pytest.mark.faults  # tests/faults does it too, with engines that are simulated
@@ -68,6 +77,7 @@ def test_a_job_goes_on_after_one_process_was_killed(up: Up, puzzles: list[str], 
         assert paid(events[-1].progress) == paid(undisturbed.progress)
 
 
+@IN_FAULTS
 def test_shards_share_the_trees_and_one_takes_over_what_another_had(tmp_path: Path, puzzles: list[str]) -> None:
     """SIGKILL of one of two shards in the middle of a job."""
     system = Up(tmp_path, "--shards", "2", "--lease-s", "3")
@@ -109,19 +119,3 @@ def command_line(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
-
-
-def test_ctrl_c_in_the_middle_of_a_job_loses_nothing(tmp_path: Path, puzzles: list[str]) -> None:
-    first = Up(tmp_path)
-    with Client(first.address) as client:
-        job = client.submit(puzzles[:COUNT], **KNOBS)  # type: ignore[arg-type]
-        next(event for event in client.watch(job.job_id) if event.progress.steps > 150)
-    code, left = first.stop(signal.SIGINT)
-    assert (code, left) == (0, [])
-
-    second = Up(tmp_path)
-    with Client(second.address) as client:
-        last = list(client.watch(job.job_id))[-1]
-        assert last.state == job_pb2.JOB_STATE_DONE
-        assert last.progress.problems_done == COUNT
-    second.stop()

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from ramify.verifier.columns import ChainColumns
 from ramify.verifier.rules import RULES
 from tests.e2e.conftest import MODELS, Up
 from tests.e2e.test_system import run_job, trees
+from tests.waiting import until
 
 PUZZLES = 12
 PRM = {"verifier": "tiny24-prm"}
@@ -116,10 +116,7 @@ def test_a_job_whose_model_has_no_chat_template_says_so_and_others_go_on(up: Up,
     with Client(up.address) as client:
         job = client.submit(puzzles[:1], generator="tiny24", chat="always", policy="beam", verifier="tiny24-prm")
         assert run_job(client, puzzles[:1], generator="tiny24", **PRM).state == job_pb2.JOB_STATE_DONE
-        end_s = time.monotonic() + 60
-        while not (waits := client.job(job.job_id).waits):
-            assert time.monotonic() < end_s, "it does not say what it waits for"
-            time.sleep(0.1)
+        waits = until(lambda: client.job(job.job_id).waits)
         assert (waits[0].what, waits[0].reason) == (
             "prompt",
             "the job says chat=always, and tiny24 has no chat template: say auto or never",

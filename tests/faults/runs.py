@@ -19,7 +19,8 @@ from ramify.client import Client, ClientError
 from ramify.scheduler.actors.lanes import QUEUE_FACTOR
 from ramify.scheduler.slots import SLOTS, slot_of
 from ramify.v1 import job_pb2
-from tests.faults.system import MODEL, SLOTS_AN_ENGINE, System, until
+from tests.faults.system import MODEL, SLOTS_AN_ENGINE, System
+from tests.waiting import until
 
 PROBLEMS = 16
 POISONED = 5  # index of the problem that may be one

@@ -9,17 +9,16 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import pytest
 
 from ramify.scheduler.slots import SLOTS
 from tests.faults.cluster import Setup
+from tests.waiting import until
 
 SLOTS_AN_ENGINE = 48
 STEPS = "step_lengths=uniform&step_tokens_min=16&step_tokens_max=48&end_probability=0.05"
@@ -28,10 +27,6 @@ MODEL = "sim-prm"
 START_S = 120.0
 ANSWER_S = 60.0
 STOP_S = 60.0
-WAIT_S = 60.0
-POLL_S = 0.02
-
-T = TypeVar("T")
 
 
 class System:
@@ -195,12 +190,3 @@ def gone(process: psutil.Process) -> bool:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-
-
-def until(found: Callable[[], T], timeout_s: float = WAIT_S) -> T:
-    """Wait until something is found, and return it; fails if that takes too long."""
-    deadline_s = time.monotonic() + timeout_s
-    while not (what := found()):
-        assert time.monotonic() < deadline_s, "it did not come about"
-        time.sleep(POLL_S)
-    return what

@@ -11,7 +11,8 @@ import pytest
 
 from tests.faults.conftest import Place
 from tests.faults.runs import Run, problems, running
-from tests.faults.system import System, end, until
+from tests.faults.system import System, end
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.faults,

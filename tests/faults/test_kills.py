@@ -13,7 +13,8 @@ from ramify.store.leases import shard_of
 from ramify.v1 import job_pb2
 from tests.faults.conftest import LONG_LEASE_MS, Place
 from tests.faults.runs import POISONED, PROBLEMS, owners, problems, running
-from tests.faults.system import SLOTS_AN_ENGINE, System, end, until
+from tests.faults.system import SLOTS_AN_ENGINE, System, end
+from tests.waiting import until
 
 pytestmark = pytest.mark.parametrize(
     "place", ["sqlite", pytest.param("postgresql", marks=pytest.mark.faults)], indirect=True, scope="module"
@@ -100,7 +101,7 @@ def test_guarantee_09_the_gateway_is_killed(place: Place, system: System) -> Non
     run.report("the gateway is killed")
 
 
-@pytest.mark.faults  # tests/e2e/test_poison.py does it on one node
+@pytest.mark.faults  # tests/e2e/test_simulated.py does it on one node
 def test_guarantee_07_a_problem_that_kills_every_engine_is_set_aside(place: Place, system: System) -> None:
     with running(system, place.steps, problems(poisoned=True)) as run:
         found = run.end()

@@ -14,7 +14,8 @@ from ramify.store.leases import shard_of
 from ramify.v1 import job_pb2
 from tests.faults.conftest import LONG_LEASE_MS, Place
 from tests.faults.runs import owners, running
-from tests.faults.system import System, end, gone, until
+from tests.faults.system import System, end, gone
+from tests.waiting import until
 
 pytestmark = pytest.mark.parametrize(
     "place", ["postgresql", pytest.param("sqlite", marks=pytest.mark.faults)], indirect=True, scope="module"

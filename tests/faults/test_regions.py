@@ -15,7 +15,8 @@ import pytest
 from ramify.client import Client
 from ramify.v1 import job_pb2
 from tests.faults.runs import KNOBS, outcome, problems
-from tests.faults.system import ENGINE, MODEL, SLOTS_AN_ENGINE, STOP_S, gone, until
+from tests.faults.system import ENGINE, MODEL, SLOTS_AN_ENGINE, STOP_S, gone
+from tests.waiting import until
 
 RUN = Path(__file__).parents[2] / "infra" / "local-regions" / "run.py"
 START_S = 120.0

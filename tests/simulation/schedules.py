@@ -22,13 +22,18 @@ class Failed(AssertionError):
         super().__init__(f"schedule {seed} ({name}): {error}\n\n{cluster!r}\n\nto run it again: {SEED}={seed}")
 
 
+def job_of(seed: int) -> str:
+    """The job of a schedule, by its name in `JOBS`."""
+    return random.Random(f"job {seed}").choice([*JOBS])
+
+
 def run(seed: int) -> Cluster:
     """Run a schedule to its end.
 
     Raises:
         Failed: a law is broken, or a job without races has come to other trees than in a calm run.
     """
-    name = random.Random(f"job {seed}").choice([*JOBS])
+    name = job_of(seed)
     cluster = Cluster(JOBS[name], Draw(seed).storm(), seed)
     try:
         cluster.run()

@@ -54,7 +54,7 @@ def main() -> int:
                 print(f"{count:,} schedules", file=sys.stderr, flush=True)
     elapsed = (time.monotonic() - began) / 60
     for failure in failures:
-        print(f"{failure} .venv/bin/python -m pytest tests/simulation/test_schedules_1.py\n")
+        print(f"{failure} .venv/bin/python -m pytest tests/simulation/test_schedules.py\n")
     faults = ", ".join(f"{number:,} {what}" for what, number in happened.most_common())
     print(
         f"{count:,} of {count + len(failures):,} schedules came to what a calm run does, {count / elapsed:,.0f} a minute; "
