@@ -1,7 +1,7 @@
 """Where steps go: to the engine that has their tree's cache, unless it has too much while another idles."""
 
 from ramify.scheduler.actors.dispatch import EVEN_S
-from tests.unit.actors.test_dispatch import SLOTS, Desk, Engine, nodes, settled, steps
+from tests.unit.actors.desk import SLOTS, Desk, Engine, nodes, settled, steps
 
 TREES = range(12)
 

@@ -11,7 +11,7 @@ from ramify.scheduler.commands import Generate
 from ramify.scheduler.engines.base import ModelInfo
 from ramify.scheduler.placement import Region, Routing, Terms, place
 from ramify.scheduler.plan import Generator
-from tests.unit.actors.test_dispatch import SLOTS, Desk, Engine, nodes, settled, steps
+from tests.unit.actors.desk import SLOTS, Desk, Engine, nodes, settled, steps
 from tests.unit.actors.test_dispatch_placement import answered
 
 TERMS = Terms({"dear": Region(4.0, 10, 500), "cheap": Region(2.0, 150, 300), "green": Region(3.0, 80, 20)}, delay_weight=0.0)

@@ -5,6 +5,7 @@ jobs are submitted and cancelled and what has ended is archived and swept.
 """
 
 import asyncio
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -68,9 +69,9 @@ class StoreMachine(RuleBasedStateMachine):
     runner: asyncio.Runner
     processes = Bundle("processes")
 
+    @abstractmethod
     def fresh(self) -> Store:
         """An empty store."""
-        raise NotImplementedError
 
     def run(self, call: Any) -> Any:
         return self.runner.run(call)
