@@ -59,10 +59,11 @@ class House:
     def run(self, problems: list[str], *arguments: str) -> tuple[str, str, list[job_pb2.Result]]:
         """Submit, and watch to the end; the job's id, what was said, and the results."""
         watched = self.submit(problems, *arguments, "--watch")
-        assert watched.returncode == 0, watched.stderr
         found = re.match(r"job (\w+):", watched.stdout)
-        assert found is not None, watched.stdout
-        return found[1], watched.stdout + watched.stderr, list(self.client.results(found[1]))
+        assert found is not None, watched.stdout + watched.stderr
+        results = list(self.client.results(found[1]))
+        assert watched.returncode == all(result.outcome == job_pb2.OUTCOME_FAILED for result in results), watched.stderr
+        return found[1], watched.stdout + watched.stderr, results
 
     def until_known(self, *models: str) -> None:
         """Wait until there are some models, whose engines may come one after the other."""
@@ -80,10 +81,10 @@ class House:
             assert [result.outcome for result in results] == [job_pb2.OUTCOME_ANSWERED] * len(problems), said
             assert not any(result.note for result in results)
 
-    def shown(self, *arguments: str) -> str:
+    def shown(self, *arguments: str, code: int = 0) -> str:
         """What a command shows in the end."""
         shown = self.up.ramify(*arguments)
-        assert shown.returncode == 0, shown.stderr
+        assert shown.returncode == code, shown.stderr
         return shown.stdout + shown.stderr
 
     def until_shown(self, pattern: str, *arguments: str) -> None:
@@ -190,7 +191,7 @@ def test_a_label_that_no_node_has(house: House) -> None:
 
 
 def test_an_endpoint_that_answers_nonsense(house: House) -> None:
-    said = house.shown("watch", house.nonsense)
+    said = house.shown("watch", house.nonsense, code=1)
     why = f"fails: its answer is no completion: '{NONSENSE}'"
     assert re.search(
         rf"wait for the engines: no engine with drawn is alive \(teapot:0: EngineAway: http\S+ {why}; it is left", said

@@ -94,7 +94,9 @@ def submit(
         typer.Option(metavar="TARGET=NAME", help="Where in the file text, id and reference are: text=puzzle."),
     ] = None,
     file_format: Annotated[str | None, typer.Option("--format", metavar="FORMAT", help="jsonl, csv, parquet or txt.")] = None,
-    watch: Annotated[bool | None, typer.Option("--watch/--no-watch", help="Stay to watch; default in a terminal.")] = None,
+    watch: Annotated[
+        bool | None, typer.Option("--watch/--no-watch", help="Stay to watch; default in a terminal. Exit code as of watch.")
+    ] = None,
     as_json: JsonOption = False,
     address: AddressOption = None,
 ) -> None:
@@ -162,7 +164,7 @@ def jobs(
 
 @app.command("watch")
 def watch(context: typer.Context, job: JobArgument, as_json: JsonOption = False, address: AddressOption = None) -> None:
-    """Follow a job until it ends."""
+    """Follow a job until it ends. Exit code 1 if it is done and every problem has failed."""
     from ramify.cli.submit import watch_job
 
     with _connect(context, address) as client:

@@ -20,6 +20,7 @@ from ramify.client.spec import SEARCH_KNOBS, unknown_knob
 from ramify.v1 import job_pb2
 
 INTERRUPTED = 128 + signal.SIGINT
+ALL_FAILED = 1
 
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 
@@ -114,10 +115,15 @@ def submit(
 
 
 def watch_job(client: Client, job_id: str, *, as_json: bool) -> None:
-    """Follows a job to its end, or until Ctrl-C, which leaves it running and says so."""
+    """Follows a job to its end, or until Ctrl-C, which leaves it running and says so.
+
+    Raises:
+        typer.Exit: with 1 if it is done and every problem has failed.
+    """
     try:
         if as_json:
             follow_as_json(client, job_id)
+            job = client.job(job_id)
         else:
             console = make_console()
             job = follow(client, job_id, console)
@@ -127,6 +133,8 @@ def watch_job(client: Client, job_id: str, *, as_json: bool) -> None:
     except KeyboardInterrupt:
         print(f"\njob {job_id} goes on; see it again with `ramify watch {job_id}{_elsewhere(client)}`", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
+    if job.state == job_pb2.JOB_STATE_DONE and job.progress.problems_failed == job.progress.problems_total > 0:
+        raise typer.Exit(ALL_FAILED)
 
 
 def _elsewhere(client: Client) -> str:

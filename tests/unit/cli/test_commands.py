@@ -285,10 +285,20 @@ def test_who_watches_is_told_where_failures_are_explained(ramify: Ramify, gatewa
     fake = add_job(gateway, finished=False)
     gateway.finish(fake, [job_pb2.Result(problem_index=0, outcome=job_pb2.OUTCOME_FAILED, message="no room")])
     watched = ramify("watch", "job-1")
+    assert watched.code == 0
     assert "1 failed" in watched.out
     assert watched.err == "`ramify results job-1` says why problems failed\n"
     add_job(gateway)
     assert not ramify("watch", "job-2").err
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_to_watch_a_job_of_which_everything_fails_fails(ramify: Ramify, gateway: FakeGateway, flags: tuple[str, ...]) -> None:
+    fake = add_job(gateway, finished=False)
+    failed = [job_pb2.Result(problem_index=index, outcome=job_pb2.OUTCOME_FAILED) for index in range(3)]
+    gateway.finish(fake, failed)
+    assert ramify("watch", "job-1", *flags).code == 1
+    assert ramify("results", "job-1").code == 0
 
 
 def test_a_result_says_that_its_problem_was_restarted(ramify: Ramify, gateway: FakeGateway) -> None:
