@@ -96,10 +96,25 @@ def test_a_tag_that_the_tokenizer_has_as_text_is_a_mark_from_then_on(tmp_path: P
     assert (row.tokens == tag).sum() == 2
 
 
-def test_the_templates_own_stripping_is_done_to_texts(tmp_path: Path) -> None:
-    """Qwen3's strips newlines before what the assistant says, Llama 3's all white space around everything."""
-    template = CHATML.replace("{{ m.content }}", "{{ m.content.lstrip('\\n') }}")
-    subject = subject_of(qwen(), tmp_path, template)
-    rows = [make_convention("qwen-math-prm", subject, {}).render(problem, ["\n\n a"], 0)[0] for problem in ("b", "\n\nb")]
+@pytest.mark.parametrize(
+    ("filtered", "begins", "ends"),
+    [
+        ("m.content", "\n\n a", "b \n"),
+        ("m.content.lstrip('\\n')", " a", "b \n"),
+        ("m.content | trim", "a", "b"),
+    ],
+)
+def test_what_a_template_strips_is_stripped(filtered: str, begins: str, ends: str, tmp_path: Path) -> None:
+    """Of a step, in the same way only before the first: the tag stands between the last and what is stripped."""
+    subject = subject_of(qwen(), tmp_path, CHATML.replace("m.content", filtered))
+    row = make_convention("qwen-math-prm", subject, {}).render("\n\n a b \n", ["\n\n a", "c "], 0)[0]
+    told = qwen().decode(row.tokens)
+    assert f"<|im_start|>user\n{begins} {ends}<|im_end|>\n" in told
+    assert told.endswith(f"<|im_start|>assistant\n{begins}<extra_0>c <extra_0>")
+
+
+def test_rlhflow_strips_steps_itself(tmp_path: Path) -> None:
+    convention = make_convention("rlhflow", subject_of(qwen(), tmp_path), {})
+    rows = [convention.render("a", steps, 0)[0] for steps in (["b", "c", ""], [" b\n", "\n\nc ", "\n\n"])]
     assert rows[0].tokens.tolist() == rows[1].tokens.tolist()
-    assert qwen().decode(rows[0].tokens).endswith("<|im_start|>assistant\n a<extra_0>")
+    assert qwen().decode(rows[0].tokens).count("<|im_start|>assistant\n+<|im_end|>\n") == 2
