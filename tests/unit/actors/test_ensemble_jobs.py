@@ -2,11 +2,13 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ramify.scheduler.actors.shell import Shell
 from ramify.scheduler.engines.base import Finish
 from ramify.v1 import job_pb2
 from tests.unit.actors.house import LIMITS, House, house, score_of
@@ -57,6 +59,11 @@ async def test_each_step_is_judged_by_its_models(home: House, policy: str) -> No
     assert lasts > 6
 
 
+def waits(shell: Shell) -> bool:
+    """Whether chains wait for a model that is away."""
+    return bool(shell._scoring.waits)
+
+
 async def test_a_model_that_is_away_holds_what_it_is_to_judge_and_no_other_is_asked_again(home: House) -> None:
     calm = await home.submit(6, "calm", verifiers=VERIFIERS)
     shell = home.start()
@@ -93,7 +100,7 @@ async def test_scores_are_the_same_after_crashes(home: House, snapshots_of: int)
         await home.until(far)
         home.verifier.away = {away}
         engine.go_on()
-        await home.until(lambda shell=shell: shell._scoring.waits)
+        await home.until(partial(waits, shell))
         await home.crash(shell)
         home.verifier.away = set()
     engine.go_on()
