@@ -107,10 +107,10 @@ def test_a_tag_that_the_tokenizer_has_as_text_is_a_mark_from_then_on(tmp_path: P
 def test_what_a_template_strips_is_stripped(filtered: str, begins: str, ends: str, tmp_path: Path) -> None:
     """Of a step, in the same way only before the first: the tag stands between the last and what is stripped."""
     subject = subject_of(qwen(), tmp_path, CHATML.replace("m.content", filtered))
-    row = make_convention("qwen-math-prm", subject, {}).render("\n\n a b \n", ["\n\n a", "c "], 0)[0]
+    row = make_convention("qwen-math-prm", subject, {}).render("\n\n a b \n", ["\n\n a ", "c "], 0)[0]
     told = qwen().decode(row.tokens)
     assert f"<|im_start|>user\n{begins} {ends}<|im_end|>\n" in told
-    assert told.endswith(f"<|im_start|>assistant\n{begins}<extra_0>c <extra_0>")
+    assert told.endswith(f"<|im_start|>assistant\n{begins} <extra_0>c <extra_0>")
 
 
 def test_rlhflow_strips_steps_itself(tmp_path: Path) -> None:
