@@ -16,6 +16,9 @@ Tokens: TypeAlias = NDArray[np.int32]
 # Pieces of text (problems and steps) whose tokens are kept: a growing chain is sent again with each new step.
 PIECES_KEPT = 1 << 16
 
+# A character that nothing is merged with. What puts a space before the first word of a text puts it before this one.
+_APART = "\x01"
+
 
 class UnknownText(RequestError):
     """The vocabulary lacks a character of a text."""
@@ -36,7 +39,7 @@ class Vocabulary:
         marks = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
         self._marks = re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))) or r"(?!)")
         self.before, self.behind = self._frame()
-        self._inside = self._prepends_once(marks)
+        self._context = _APART if self._prepends_once(marks) else ""
         self.text = lru_cache(PIECES_KEPT)(self._text)
         self.after = lru_cache(PIECES_KEPT)(self._after)
 
@@ -60,8 +63,7 @@ class Vocabulary:
 
     def inside(self, text: str) -> Tokens:
         """The tokens of a text right after a mark. Raises `UnknownText`."""
-        # What puts a space before the first word of a text alone puts it also before a newline, which is a word of its own.
-        return self.after("\n", text) if self._inside else self.text(text)
+        return self.after(self._context, text) if self._context else self.text(text)
 
     def mark(self, text: str) -> int:
         """The token that is never part of a text from now on. Raises `StartupError`."""
