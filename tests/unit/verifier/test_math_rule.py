@@ -122,6 +122,13 @@ def test_a_hostile_answer_costs_its_own_chain() -> None:
     assert set(workers_alive()) == before
 
 
+def test_what_is_nested_too_deep_is_no_wrong_answer(scorer: RuleScorer) -> None:
+    deep = r"\sqrt{" * 200 + "1" + "}" * 200
+    (found,) = scorer.score([Chain("p", (rf"\boxed{{{deep}}}",), "1")])
+    assert found.error is ChainError.MODEL
+    assert found.message.startswith("the answer cannot be compared with the reference: RecursionError: ")
+
+
 def test_a_hostile_reference_is_no_wrong_answer() -> None:
     scorer = RuleScorer(MathRule(cpu_s=1.0))
     (found,) = scorer.score([Chain("p", (r"\boxed{5}",), "9^{9^{9^9}}")])

@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from ramify.verifier.errors import ModelError, ProblemError
@@ -35,7 +36,7 @@ class MathRule(Rule):
     """
 
     name = "math"
-    revision = "1"
+    revision = f"1-{version('math-verify')}"
     threads = max(1, min(WORKERS_MAX, len(os.sched_getaffinity(0))))
 
     def __init__(self, cpu_s: float = CHAIN_CPU_S) -> None:

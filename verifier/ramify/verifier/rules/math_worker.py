@@ -98,7 +98,22 @@ def _read(text: str, *, choice: bool = False) -> Answer:
     written = _plain(next((each for each in reversed(found) if isinstance(each, str)), ""))
     if (value := _number(written)) is not None:
         return Answer([Rational(value.numerator, value.denominator)], written)
-    return Answer([each for each in found if not isinstance(each, str)], written)
+    formulas = [each for each in found if not isinstance(each, str)]
+    if not formulas:
+        _check_limits(written)
+    return Answer(formulas, written)
+
+
+def _check_limits(text: str) -> None:
+    """Raises what kept math-verify from reading a formula if that was this machine; it keeps all reasons to itself."""
+    from latex2sympy2_extended.latex2sympy2 import latex2sympy  # type: ignore[import-untyped]
+
+    try:
+        latex2sympy(text, normalization_config=None)
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:  # it is none
+        return
 
 
 def _same(right: Answer, answer: Answer) -> bool:
