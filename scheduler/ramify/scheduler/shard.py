@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.scheduler import collapse, commands, commits, spending
+from ramify.scheduler import collapse, commits
+from ramify.scheduler.asking import Asking
 from ramify.scheduler.commands import Command
+from ramify.scheduler.deciding import Deciding
 from ramify.scheduler.engines.base import Finish
 from ramify.scheduler.errors import IllegalEvent
 from ramify.scheduler.events import (
@@ -37,14 +39,13 @@ from ramify.scheduler.events import (
     holds,
     same_length,
 )
-from ramify.scheduler.forest.columns import Dirty, Flag, Status, TreeStatus
+from ramify.scheduler.forest.columns import Dirty, Status, TreeStatus
 from ramify.scheduler.forest.forest import Forest, Hints
 from ramify.scheduler.forest.parts import graft, some_trees
-from ramify.scheduler.forest.segments import Mask, Rows, minus
+from ramify.scheduler.forest.segments import Mask, Rows
 from ramify.scheduler.forest.table import select
 from ramify.scheduler.landing import Landing
 from ramify.scheduler.plan import JobPlan, Outcome, Verdict
-from ramify.scheduler.policies.base import Moves
 from ramify.scheduler.slots import in_slots
 from ramify.scheduler.snapshots import Snapshots, resume
 
@@ -73,6 +74,9 @@ class Shard:
         self.plans: list[JobPlan] = []
         self.messages: dict[int, str] = {}  # tree_id: the first thing that went wrong in a growing tree
         self._landing = Landing(self.forest, self.messages)
+        self._asking = Asking(self.forest, self.plans)
+        limits = self.limits
+        self._deciding = Deciding(self.forest, self._landing, self._asking, self.messages, limits.nodes_per_tree_max)
         self._compact_at = COMPACT_MIN  # rows at which to look whether freeing is worth it
         self._sequence = 0
         self._committing = False
@@ -131,9 +135,9 @@ class Shard:
             for event in events:
                 found += self._apply[type(event)](event)
         except IllegalEvent as error:
-            error.commands = [*found, *self._advance()]
+            error.commands = [*found, *self._deciding.advance()]
             raise
-        found += self._advance()
+        found += self._deciding.advance()
         self._compact()
         return found
 
@@ -214,15 +218,15 @@ class Shard:
         needs = np.isnan(forest.score[rows]) & self._is_scored(rows)
         forest.status[rows[needs]] = Status.SCORING
         self._landing.open(rows[~needs])
-        return self._score(rows[needs])
+        return self._asking.score(rows[needs])
 
     def _step_tokens_max(self, rows: Rows) -> NDArray[np.int64]:
         """`[R]` the most tokens that each of the nodes `rows` `[R]` may have."""
-        return np.array([plan.params.max_step_tokens for plan in self.plans], np.int64)[self._plan_of(rows)]
+        return np.array([plan.params.max_step_tokens for plan in self.plans], np.int64)[self._asking.plan_of(rows)]
 
     def _is_scored(self, rows: Rows) -> Mask:
         """`[R]` whether the policies of the nodes' trees want a score of them."""
-        plan = self._plan_of(rows)
+        plan = self._asking.plan_of(rows)
         wanted = np.zeros(len(rows), np.bool_)
         for index in np.flatnonzero(np.bincount(plan)).tolist():
             of_plan, policy = plan == index, self.plans[index].policy
@@ -265,9 +269,9 @@ class Shard:
         message = f"lost {self.limits.tries_max} times: {event.message}"
         self._landing.unsampleable(rows[over & sampling], message)
         self._landing.unscorable(rows[over & ~sampling], message)
-        for plan, again in self._by_plan(rows[~over]):
+        for plan, again in self._asking.by_plan(rows[~over]):
             self._retries[plan.job_id] += len(again)
-        return self._generate(rows[~over & sampling]) + self._score(rows[~over & ~sampling])
+        return self._asking.generate(rows[~over & sampling]) + self._asking.score(rows[~over & ~sampling])
 
     def _grouped(self, event: AnswersGrouped) -> list[Command]:
         same_length(event.tree_id, event.node_id, event.group)
@@ -279,7 +283,7 @@ class Shard:
         self.forest.trees.comparing[trees] = False
         self._landing.touched.append(trees)
         ended = trees[self.forest.trees.status[trees] == TreeStatus.GROUPING]
-        return [command for plan, mine in self._trees_by_plan(ended) for command in collapse.vote(self.forest, plan, mine)]
+        return [command for plan, mine in self._asking.trees_by_plan(ended) for command in collapse.vote(self.forest, plan, mine)]
 
     def _checked(self, event: AnswersChecked) -> list[Command]:
         same_length(event.tree_id, event.verdict)
@@ -305,7 +309,7 @@ class Shard:
 
     def _part(self) -> list[Command]:
         """Forget the trees of slots that were given up: they may come back, and would be taken for known."""
-        found, self._leaving = self._advance(), False  # what is to be decided about is kept by row
+        found, self._leaving = self._deciding.advance(), False  # what is to be decided about is kept by row
         self.forest.compact()
         return found
 
@@ -319,7 +323,7 @@ class Shard:
         t = self.forest.trees
         gone = which & (t.status[: t.size] != TreeStatus.COMMITTING) & (t.status[: t.size] != TreeStatus.FREE)
         rows = np.flatnonzero(self.forest.status[: self.forest.size] == Status.SAMPLING)
-        found = self._withdraw(rows[gone[self.forest.tree[rows]]].astype(np.int32))
+        found = self._asking.withdraw(rows[gone[self.forest.tree[rows]]].astype(np.int32))
         self._free(np.flatnonzero(gone))
         return found
 
@@ -335,11 +339,11 @@ class Shard:
                 mine = (trees.plan[: trees.size] == index) & (trees.status[: trees.size] == TreeStatus.GROWING)
                 late = np.flatnonzero(mine).astype(np.int32)
                 trees.outcome[late] = Outcome.BUDGET
-                found += self._finish(plan, late)
+                found += self._deciding.finish(plan, late)
         due = event.now_ms >= self._flushed_ms + self.limits.flush_ms
         if self._committing or not (due or self._releasing):
             return found
-        return [*found, *self._advance(), *self._flush(event.now_ms)]  # a snapshot holds what is decided, not half of it
+        return [*found, *self._deciding.advance(), *self._flush(event.now_ms)]  # a snapshot holds what is decided, not half of it
 
     def _flush(self, now_ms: int) -> list[Command]:
         """The commit that is due, if there is anything to write or to release, and what follows from a release."""
@@ -357,104 +361,7 @@ class Shard:
         trees = self.forest.trees
         return [replace(commit, released=released), *self._give_up(in_slots(trees.tree_id[: trees.size], released))]
 
-    # --- decisions --------------------------------------------------------------------------------------------------
-
-    def _advance(self) -> list[Command]:
-        """Ask the policies about every tree that an event has reached, and again where a decision has made others possible."""
-        found: list[Command] = []
-        while self._landing.touched:
-            for plan, mine in self._trees_by_plan(self._reached()):
-                # A budget is divided in the order of the moves: not in the order of arrival, unless this is kept (`whole`).
-                if plan.policy.barrier == "level" or (plan.bounded and not plan.policy.whole):
-                    mine = mine[self.forest.trees.outstanding[mine] == 0]
-                if len(mine) and plan.policy.votes:
-                    compares, waiting = collapse.compare(self.forest, plan, mine)
-                    found += compares
-                    mine = minus(mine, waiting)
-                if len(mine):
-                    found += self._move(plan, mine)
-        return found
-
-    def _reached(self) -> Rows:
-        """Growing trees that were touched, sorted; they are touched no more."""
-        trees = self.forest.trees
-        reached = np.zeros(trees.size, np.bool_)
-        for each in self._landing.touched:
-            reached[each] = True
-        self._landing.touched.clear()
-        asked = reached & (trees.status[: trees.size] == TreeStatus.GROWING) & ~trees.comparing[: trees.size]
-        return np.flatnonzero(asked).astype(np.int32)
-
-    def _move(self, plan: JobPlan, trees: Rows) -> list[Command]:
-        """Have the policy decide about `trees`, sorted, and carry its moves out."""
-        forest = self.forest
-        moves = plan.policy.advance(forest, trees)
-        forest.trees.turn[trees] += 1
-        forest.visits[moves.mark], forest.value[moves.mark] = moves.visits, moves.value
-        confirmed = self._confirm(moves)
-        withdrawn = self._prune(moves)
-        forest.status[moves.retire] = Status.RETIRED
-        grant = spending.grant(forest, plan, moves, self.limits.nodes_per_tree_max)
-        forest.unlist(trees)
-        children = forest.expand(grant.expand, grant.count, grant.flags)
-        for tree_id, message in grant.refused.items():
-            self.messages[tree_id] = message
-        finished = np.union1d(moves.finish, grant.ended).astype(np.int32)
-        return withdrawn + self._generate(np.concatenate((confirmed, children))) + self._finish(plan, finished)
-
-    def _confirm(self, moves: Moves) -> Rows:
-        """Lift the flag from the children of nodes that have earned them; returns those that still have to be sampled."""
-        children, _ = self.forest.children(moves.confirm)
-        children = children[(self.forest.flags[children] & Flag.SPECULATIVE) != 0]
-        self.forest.flags[children] &= 0xFF ^ Flag.SPECULATIVE
-        status = self.forest.status[children]
-        self._landing.touched.append(self.forest.tree[children[status == Status.OPEN]])  # only now the policy sees them
-        return np.asarray(children[status == Status.SAMPLING])
-
-    def _prune(self, moves: Moves) -> list[Command]:
-        """Give nodes up. Their children in flight stay, for they are paid for, and land as what they are."""
-        forest = self.forest
-        children, _ = forest.children(moves.prune[forest.status[moves.prune] == Status.EXPANDED])
-        forest.status[moves.prune] = Status.PRUNED
-        return self._withdraw(children[forest.status[children] == Status.SAMPLING])
-
-    def _finish(self, plan: JobPlan, trees: Rows) -> list[Command]:
-        """End `trees`, sorted: what is still in flight is not wanted any more, the rest becomes an answer."""
-        if not len(trees):
-            return []
-        forest, busy = self.forest, trees[self.forest.trees.outstanding[trees] > 0]
-        found: list[Command] = []
-        if len(busy):
-            rows = np.flatnonzero(forest.status[: forest.size] == Status.SAMPLING)
-            found = self._withdraw(rows[np.isin(forest.tree[rows], busy)].astype(np.int32))
-        return found + collapse.finish(forest, plan, trees, self.messages)
-
-    # --- commands ---------------------------------------------------------------------------------------------------
-
-    def _generate(self, rows: Rows) -> list[Command]:
-        """Commands to sample `rows`."""
-        return [each for plan, mine in self._by_plan(rows) for each in commands.Generate.of(self.forest, plan, mine)]
-
-    def _withdraw(self, rows: Rows) -> list[Command]:
-        names = self.forest.trees.tree_id[self.forest.tree[rows]], self.forest.node_id[rows]
-        return [commands.Withdraw(*names)] if len(rows) else []
-
-    def _score(self, rows: Rows) -> list[Command]:
-        """Commands to score the chains that end in `rows`, one for each job."""
-        return [commands.Score(plan, commands.Chains.of(self.forest, plan, mine)) for plan, mine in self._by_plan(rows)]
-
-    def _by_plan(self, rows: Rows) -> list[tuple[JobPlan, Rows]]:
-        plan = self._plan_of(rows)
-        return [(self.plans[index], rows[plan == index]) for index in np.flatnonzero(np.bincount(plan)).tolist()]
-
-    def _trees_by_plan(self, trees: Rows) -> list[tuple[JobPlan, Rows]]:
-        plan = self.forest.trees.plan[trees]
-        return [(self.plans[index], trees[plan == index]) for index in np.flatnonzero(np.bincount(plan)).tolist()]
-
     # --- nodes ------------------------------------------------------------------------------------------------------
-
-    def _plan_of(self, rows: Rows) -> NDArray[np.int32]:
-        return np.asarray(self.forest.trees.plan[self.forest.tree[rows]])
 
     def _growing(self, rows: Rows) -> Mask:
         return np.equal(self.forest.trees.status[self.forest.tree[rows]], TreeStatus.GROWING)
@@ -484,5 +391,5 @@ class Shard:
         forest.compact()
         self._compact_at = max(COMPACT_MIN, 2 * forest.size)
         used, plan = np.unique(forest.trees.plan[: forest.trees.size], return_inverse=True)
-        self.plans = [self.plans[index] for index in used.tolist()]
+        self.plans[:] = [self.plans[index] for index in used.tolist()]
         forest.trees.plan[: forest.trees.size] = plan

@@ -12,7 +12,7 @@ from ramify.scheduler import shard
 
 HERE = Path(shard.__file__).parent
 SINGLE = (
-    *("shard", "landing", "spending", "collapse", "commits", "journal"),
+    *("shard", "asking", "deciding", "landing", "spending", "collapse", "commits", "journal"),
     *("plan", "events", "commands", "placement", "errors", "slots", "snapshots", "remarks"),
 )
 CORE = [
