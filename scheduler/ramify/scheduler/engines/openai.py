@@ -20,6 +20,7 @@ from ramify.scheduler.engines.loop import Ended, EngineLoop
 from ramify.scheduler.engines.openai_client import Completion, CompletionsClient, Endpoint, Limits, Refused, RowFailed
 from ramify.scheduler.engines.openai_params import Form, OpenAIParams, describe, forms, json_object
 from ramify.scheduler.engines.openai_steps import Codec, Step, UnknownEnd, read_step
+from ramify.scheduler.engines.served import Served
 from ramify.scheduler.errors import EngineAway
 
 log = logging.getLogger(__name__)
@@ -98,8 +99,7 @@ class OpenAIEngine(EngineLoop):
         self._away: EngineAway | None = None
         self._fault: Exception | None = None  # ours
         self._news = asyncio.Event()
-        self._hits = self._misses = self._prefilled = self._sampled = 0
-        self._slot_busy_s, self._busy_until_s = 0.0, time.monotonic()
+        self._served, self._busy_until_s = Served(), time.monotonic()
 
     @property
     def info(self) -> ModelInfo:
@@ -112,16 +112,8 @@ class OpenAIEngine(EngineLoop):
         A group is a hit where the cache gave most of the prompt of each of its rows.
         """
         self._tick()
-        return EngineStats(
-            rows_running=len(self._running),
-            rows_waiting=len(self._waiting),
-            prefix_hits=self._hits,
-            prefix_misses=self._misses,
-            tokens_prefilled=self._prefilled,
-            rows_sampled=self._rows_sampled,
-            tokens_sampled=self._sampled,
-            slot_busy_s=self._slot_busy_s,
-        )
+        running, waiting = len(self._running), len(self._waiting)
+        return self._served.stats(rows_running=running, rows_waiting=waiting, rows_sampled=self._rows_sampled)
 
     async def generate(self, batch: StepBatch) -> AsyncGenerator[StepResults, None]:
         """See `Engine.generate`. An empty batch asks a server that was away whether it is back.
@@ -218,7 +210,7 @@ class OpenAIEngine(EngineLoop):
 
     def _tick(self) -> None:
         now_s = time.monotonic()
-        self._slot_busy_s += len(self._running) * (now_s - self._busy_until_s)
+        self._served.slot_busy_s += len(self._running) * (now_s - self._busy_until_s)
         self._busy_until_s = now_s
 
     async def _sample(self, row: _Row) -> None:
@@ -303,7 +295,7 @@ class OpenAIEngine(EngineLoop):
         if usage is None or usage.prompt_tokens_details is None or usage.prompt_tokens_details.cached_tokens is None:
             return
         group, cached = row.call.batch.group[row.row], usage.prompt_tokens_details.cached_tokens
-        self._prefilled += max(0, usage.prompt_tokens - cached)
+        self._served.prefilled += max(0, usage.prompt_tokens - cached)
         row.call.told[group] = True
         row.call.missed[group] |= 2 * cached < usage.prompt_tokens
 
@@ -315,12 +307,11 @@ class OpenAIEngine(EngineLoop):
                 builder.explain(step)
                 step = Step(Finish.ERROR, 0.0, 0, _NOTHING, b"")
             builder.add(row.row, step.finish, step.logprob, step.cost, step.tokens, step.text)
-            self._sampled += step.cost
+            self._served.sampled += step.cost
             call, group = row.call, row.call.batch.group[row.row]
             call.left[group] -= 1
             if call.told[group] and call.left[group] == 0:
-                self._misses += int(call.missed[group])
-                self._hits += int(not call.missed[group])
+                self._served.looked_up(missed=bool(call.missed[group]))
             if not call.left.any():
                 self._calls.pop(row.ticket, None)
         return [(ticket, builder.build()) for ticket, builder in builders.items()]

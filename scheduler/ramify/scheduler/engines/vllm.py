@@ -22,6 +22,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError  # py
 from ramify.scheduler.engines.base import EngineStats, Finish, ModelInfo, StepBatch, StepParams, StepResults
 from ramify.scheduler.engines.columns import ResultsBuilder
 from ramify.scheduler.engines.loop import Ended, EngineLoop
+from ramify.scheduler.engines.served import Served
 from ramify.scheduler.engines.text import is_special, only_token, step_text
 from ramify.scheduler.engines.vllm_args import VllmParams, engine_args, model_info, tokenizer_of
 from ramify.scheduler.errors import EngineError
@@ -135,8 +136,7 @@ class VllmEngine(EngineLoop):
         self._news = asyncio.Event()
         self._fault: BaseException | None = None
         self._inside = self._inside_tokens = 0  # rows that vLLM has, and the tokens of their chains
-        self._hits = self._misses = self._prefilled = self._sampled = 0
-        self._slot_busy_s = 0.0
+        self._served = Served()
 
     @property
     def info(self) -> ModelInfo:
@@ -146,16 +146,8 @@ class VllmEngine(EngineLoop):
     def stats(self) -> EngineStats:
         """What was done so far. A group whose chain the prefix cache held but for its last block is a hit."""
         running = min(self._inside, self.info.slots)
-        return EngineStats(
-            rows_running=running,
-            rows_waiting=len(self._waiting) + self._inside - running,
-            prefix_hits=self._hits,
-            prefix_misses=self._misses,
-            tokens_prefilled=self._prefilled,
-            rows_sampled=self._rows_sampled,
-            tokens_sampled=self._sampled,
-            slot_busy_s=self._slot_busy_s,
-        )
+        waiting = len(self._waiting) + self._inside - running
+        return self._served.stats(rows_running=running, rows_waiting=waiting, rows_sampled=self._rows_sampled)
 
     def _check(self, batch: StepBatch) -> None:
         if self._llm.errored:
@@ -300,15 +292,14 @@ class VllmEngine(EngineLoop):
     def _count(self, call: _Call, row: int, output: RequestOutput) -> None:
         group, cached = call.batch.group[row], output.num_cached_tokens or 0
         prefilled = len(call.chain(row)) - cached
-        self._prefilled += prefilled
-        self._sampled += len(output.outputs[0].token_ids)
+        self._served.prefilled += prefilled
+        self._served.sampled += len(output.outputs[0].token_ids)
         if output.metrics is not None and output.metrics.scheduled_ts:
-            self._slot_busy_s += output.metrics.last_token_ts - output.metrics.scheduled_ts
+            self._served.slot_busy_s += output.metrics.last_token_ts - output.metrics.scheduled_ts
         call.missed[group] |= not cached or prefilled > self._block
         call.rows_left[group] -= 1
         if not call.rows_left[group]:
-            self._misses += bool(call.missed[group])
-            self._hits += not call.missed[group]
+            self._served.looked_up(missed=bool(call.missed[group]))
 
 
 def _bound(limit: int | None) -> float:
