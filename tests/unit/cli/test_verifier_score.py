@@ -159,7 +159,7 @@ class Served:
     def __init__(self, make: Callable[[], Scorer]) -> None:
         self._make = make
         self._address = "127.0.0.1:0"
-        self._server = VerifierServer()
+        self._server: VerifierServer  # made in the loop in which it runs
 
     async def start(self) -> None:
         self._server = VerifierServer()
