@@ -209,10 +209,12 @@ async def test_verifiers_of_two_revisions_do_not_mix() -> None:
 async def test_no_verifier_and_no_name() -> None:
     async with VerifierClient("nowhere.invalid:1") as client:
         with pytest.raises(UnavailableError, match=r"nowhere\.invalid:1 stands for no address"):
-            await client.get_model()
+            await client.get_model(deadline_ms=50)
+        with pytest.raises(UnavailableError, match="stands for no address"):
+            await client.score_columns(MODEL, grown(1), wait_for_ready=False)
     async with VerifierClient("") as client:
         with pytest.raises(UnavailableError, match="no verifier"):
-            await client.get_model()
+            await client.get_model(deadline_ms=50)
 
 
 async def test_large_batches_are_sent_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

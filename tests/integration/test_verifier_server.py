@@ -18,7 +18,7 @@ from ramify.v1 import verifier_service_pb2_grpc as pb_grpc
 from ramify.verifier.backends.base import Scorer
 from ramify.verifier.backends.rule import RuleScorer
 from ramify.verifier.backends.simulated import SimulatedScorer
-from ramify.verifier.chains import CHAIN_STEPS_MAX, Chain, ChainError, ChainScores
+from ramify.verifier.chains import Chain, ChainError, ChainScores
 from ramify.verifier.client import VerifierClient
 from ramify.verifier.columns import ChainColumns, ChainFault
 from ramify.verifier.errors import (
@@ -112,8 +112,8 @@ async def test_models() -> None:
 
 async def test_limits_of_a_request() -> None:
     async with serving(FakeScorer()) as (_, address), VerifierClient(address) as client, stub_of(address) as stub:
-        with pytest.raises(InvalidRequestError, match="chain 1 has 513 steps, more than 512"):
-            await client.score("fake", [SOLUTION, Chain("p", ("s",) * (CHAIN_STEPS_MAX + 1))])
+        with pytest.raises(InvalidRequestError, match="a text can't be written as UTF-8"):
+            await client.score("fake", [Chain("\ud800", ("s",))])
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.Score(pb.ScoreRequest(model="fake", chains=[pb.Chain()] * (REQUEST_CHAINS_MAX + 1)))
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -190,7 +190,10 @@ async def test_a_revision_that_the_model_has_not() -> None:
         (pb.ScoreColumnsRequest(text=b"1"), "text has 1 bytes; the numbers in text_count add up to 0"),
         (pb.ScoreColumnsRequest(length=b"\1\0\0\0"), "text_count has 0 numbers; 1 problems and 1 steps need 2"),
         (pb.ScoreColumnsRequest(length=b"\xff" * 4), "length[0] is -1; it must not be negative"),
-        (pb.ScoreColumnsRequest(length=b"\0\0\0\0\1\2\0\0"), "chain 1 has 513 steps, more than 512"),
+        (
+            pb.ScoreColumnsRequest(length=b"\0\0\0\0", text_count=bytes(4), priority=101),
+            "priority is 101; it must be from -100 to 100",
+        ),
         (pb.ScoreColumnsRequest(length=bytes(4 * (REQUEST_CHAINS_MAX + 1))), "the request has 4097 chains, more than 4096"),
         (pb.ScoreColumnsRequest(references=["a"]), "there are 1 references for 0 chains; give one for each, or none"),
     ],

@@ -140,7 +140,7 @@ class ScoreRequest(_message.Message):
     model: _builtins.str
     """Which model."""
     priority: _builtins.int
-    """Who has the lower number is scored first; what has the same, in order of arrival."""
+    """Who has the lower number is scored first; what has the same, in order of arrival. From -100 to 100."""
     names: _builtins.bool
     """The chains' names are wanted."""
     @_builtins.property

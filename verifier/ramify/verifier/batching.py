@@ -7,7 +7,7 @@ many requests as fit. What can't be done before its deadline is refused when it 
 
 import asyncio
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from ramify.verifier.backends.base import Scorer
 from ramify.verifier.columns import ChainColumns, ChainFault, ColumnScores
-from ramify.verifier.errors import DeadlineError, ModelError, OverloadedError, UnavailableError
+from ramify.verifier.errors import DeadlineError, InvalidRequestError, ModelError, OverloadedError, UnavailableError
 from ramify.verifier.metrics import Metrics, ModelMetrics
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ Learn: TypeAlias = Callable[[int, ChainColumns, ColumnScores], None]
 
 QUEUE_CHAINS_MAX = 65_536
 QUEUE_BYTES_MAX = 256 << 20
+PRIORITY_MAX = 100
 
 # Bounds on the advice to an overloaded caller, and the advice before there is any throughput to go by.
 _RETRY_DELAY_MS_MIN, _RETRY_DELAY_MS_MAX, _RETRY_DELAY_MS_UNKNOWN = 10, 10_000, 100
@@ -47,8 +48,9 @@ _BATCH_S, _BATCH_SHORTEST = 0.05, 3.0
 # The shortest batch is forgotten by this with each batch.
 _SHORTEST_GROWTH = 1.01
 
-# What the throughput is thought to grow by with each request that it makes us drop: a wrong one must not keep itself alive.
-_DOUBT = 1.1
+# What the throughput is thought to grow by with each request that it makes us drop, up to so many times what was ever measured: a
+# wrong one must not keep itself alive.
+_DOUBT, _DOUBT_MAX = 1.1, 100.0
 
 
 @dataclass(eq=False, slots=True)
@@ -114,12 +116,13 @@ class Batcher:
         self._now_s = now_s or asyncio.get_running_loop().time
         self._queues: dict[int, OrderedDict[_Request, None]] = {}  # by priority; none of them is empty
         self._waiting_chains = self._waiting_bytes = 0  # with those whose tokens are being counted
-        self._waiting_tokens = self._computing_tokens = 0
+        self._waiting: Counter[int] = Counter()  # tokens by priority
+        self._computing_tokens = 0
         self._arrived = asyncio.Event()
-        self._tokens_per_s = 0.0
+        self._tokens_per_s = self._fastest = 0.0
         self._shortest_s = float("inf")
-        # One thread more than calls: tokens are counted while they are computed.
-        self._executor = ThreadPoolExecutor(scorer.calls_max + 1, thread_name_prefix=f"scorer-{scorer.name}")
+        self._executor = ThreadPoolExecutor(scorer.calls_max, thread_name_prefix=f"scorer-{scorer.name}")
+        self._counting = ThreadPoolExecutor(1, thread_name_prefix=f"tokens-{scorer.name}")
         self._workers = [asyncio.create_task(self._work(), name=f"batcher-{scorer.name}") for _ in range(scorer.calls_max)]
         self._closed = False
 
@@ -131,7 +134,13 @@ class Batcher:
     @property
     def waiting_tokens(self) -> int:
         """Of the chains in the queue, as far as they have been counted."""
-        return self._waiting_tokens
+        return self._waiting.total()
+
+    @property
+    def failure(self) -> str:
+        """Why it scores no more; empty while it can."""
+        dead = next((worker for worker in self._workers if worker.done() and not self._closed), None)
+        return self.scorer.failure or (f"its worker has ended: {dead.exception()}" if dead is not None else "")
 
     async def score(
         self, chains: ChainColumns, deadline_s: float | None = None, priority: int = 0, learn: Learn | None = None
@@ -148,18 +157,19 @@ class Batcher:
             OverloadedError: the queue has no room for them all, or they could not be done before the deadline.
             DeadlineError: the deadline passed while they waited.
             ModelError: the model failed on a batch with one of them.
-            UnavailableError: the batcher is closed.
+            UnavailableError: the batcher is closed, or the model can score no more.
         """
-        if self._closed:
-            raise self._stopping()
+        self._check_there()
         if not len(chains):
             return ColumnScores(np.empty(0, np.float32), [])
+        if not -PRIORITY_MAX <= priority <= PRIORITY_MAX:
+            raise InvalidRequestError(f"priority is {priority}; it must be from {-PRIORITY_MAX} to {PRIORITY_MAX}")
         deadline_s = float("inf") if deadline_s is None else deadline_s
         self._check_room(chains)
         self._hold(len(chains), len(chains.text))
         try:
             ends = np.cumsum(await self._aside(partial(self.scorer.tokens, chains)), dtype=np.int64)
-            self._check_time(int(ends[-1]), deadline_s)
+            self._check_time(int(ends[-1]), priority, deadline_s)
         except BaseException:
             self._hold(-len(chains), -len(chains.text))
             raise
@@ -167,12 +177,10 @@ class Batcher:
         scores = np.empty(chains.step_count, np.float32)
         request = _Request(chains, ends, priority, deadline_s, self._now_s(), done, learn, scores, len(chains))
         self._queues.setdefault(priority, OrderedDict())[request] = None
-        self._waiting_tokens += int(ends[-1])
-        if self._closed:  # meanwhile
-            self._leave(request)
-            raise self._stopping()
+        self._waiting[priority] += int(ends[-1])
         self._arrived.set()
         try:
+            self._check_there()  # meanwhile
             return await done
         finally:
             self._leave(request)
@@ -184,29 +192,39 @@ class Batcher:
             self._leave(request)
             _fail(request, self._stopping())
         self._arrived.set()
-        await asyncio.gather(*self._workers)
-        await asyncio.to_thread(self._executor.shutdown)
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        for executor in (self._counting, self._executor):
+            await asyncio.to_thread(executor.shutdown)
         self.scorer.close()
 
     async def _aside(self, call: Callable[[], NDArray[np.int64]]) -> NDArray[np.int64]:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+            return await asyncio.get_running_loop().run_in_executor(self._counting, call)
         except RuntimeError as error:
             if self._closed:  # the executor takes nothing more
                 raise self._stopping() from error
             raise
 
-    def _check_time(self, tokens: int, deadline_s: float) -> None:
-        wait_s = self._wait_s + self._seconds_for(tokens)
+    def _check_there(self) -> None:
+        if self._closed:
+            raise self._stopping()
+        if failure := self.failure:
+            raise UnavailableError(f"model '{self.scorer.name}' scores no more: {failure}")
+
+    def _check_time(self, tokens: int, priority: int, deadline_s: float) -> None:
+        """Refuses what will probably not have its first batch in time: the others' turn will come when it is asked again."""
+        wait_s = self._wait_s(priority) + self._seconds_for(min(tokens, self._batch_tokens))
         if self._queues and self._now_s() + _PATIENCE * wait_s > deadline_s:
-            why = f"they would take about {wait_s * 1000:.0f} ms with what waits before them, too long for their deadline"
+            why = f"they would wait for about {wait_s * 1000:.0f} ms, too long for their deadline"
             raise OverloadedError(f"model '{self.scorer.name}' is busy: {why}", self._retry_delay_ms())
 
     def _check_room(self, chains: ChainColumns) -> None:
         waiting = self._waiting_chains
+        if not (waiting or self._computing_tokens):
+            return  # what is larger than the queue comes alone
         if waiting + len(chains) > self._queue_chains_max:
             why = f"and room for {self._queue_chains_max}; these are {len(chains)} more"
-        elif waiting and self._waiting_bytes + len(chains.text) > QUEUE_BYTES_MAX:
+        elif self._waiting_bytes + len(chains.text) > QUEUE_BYTES_MAX:
             why = f"of {self._waiting_bytes >> 20} MiB, and room for {QUEUE_BYTES_MAX >> 20} MiB"
         else:
             return
@@ -236,7 +254,9 @@ class Batcher:
         """Takes a request's chains up to `end`; their tokens."""
         start, chains, tokens = request.taken, request.chains, request.tokens(request.taken, end)
         self._hold(start - end, chains.bytes_before(start) - chains.bytes_before(end))
-        self._waiting_tokens -= tokens
+        self._waiting[request.priority] -= tokens
+        if not self._waiting[request.priority]:
+            del self._waiting[request.priority]
         request.taken = end
         return tokens
 
@@ -255,7 +275,7 @@ class Batcher:
             await self._arrived.wait()
         try:
             async with asyncio.timeout(self.scorer.batch_wait_ms_max / 1000):
-                while self._waiting_tokens < self.scorer.batch_tokens_max and not self._closed:
+                while self.waiting_tokens < self.scorer.batch_tokens_max and not self._closed:
                     self._arrived.clear()
                     await self._arrived.wait()
         except TimeoutError:
@@ -271,9 +291,10 @@ class Batcher:
             start, end = request.taken, request.fitting(room)
             if end == start and not parts:
                 end += 1
-            if now_s + self._seconds_for(tokens + request.tokens(start, len(request.chains))) >= request.deadline_s:
+            if now_s + self._seconds_for(tokens + request.tokens(start, end)) >= request.deadline_s:
                 self._leave(request)
-                self._tokens_per_s *= _DOUBT
+                if now_s < request.deadline_s:
+                    self._tokens_per_s = min(self._tokens_per_s * _DOUBT, self._fastest * _DOUBT_MAX)
                 self.metrics.expired_chains.inc(len(request.chains) - start)
                 _fail(request, DeadlineError("the deadline passed while the chains waited for the model, or would have"))
                 continue
@@ -284,22 +305,18 @@ class Batcher:
             if end < len(request.chains):
                 break
             self._dequeue(request)
-        return parts, tokens
+        return parts, max(tokens, 1)
 
     async def _compute(self, parts: list[_Part], tokens: int) -> None:
         """Runs a batch and hands out its scores. Never raises the model's failure."""
-        batch = ChainColumns.concatenate([part.chains for part in parts])
         started_s, full = self._now_s(), bool(self._queues) or tokens > self.scorer.batch_tokens_max // 2
         self._computing_tokens += tokens
         try:
+            batch = ChainColumns.concatenate([part.chains for part in parts])
             found = await asyncio.get_running_loop().run_in_executor(self._executor, self.scorer.score_columns, batch)
             found = found.checked(batch)
         except Exception as error:
-            logger.exception("model '%s' failed on a batch of %d chains", self.scorer.name, len(batch))
-            self.metrics.failed_batches.inc()
-            for part in parts:
-                self._leave(part.request)
-                _fail(part.request, ModelError(f"model '{self.scorer.name}' failed: {type(error).__name__}: {error}"))
+            self._failed(parts, error)
             return
         finally:
             self._computing_tokens -= tokens
@@ -311,6 +328,18 @@ class Batcher:
         at = 0
         for part in parts:
             at = self._hand_out(part, found, batch, at)
+
+    def _failed(self, parts: list[_Part], error: Exception) -> None:
+        """Fails the requests of a batch; if the model is gone, so that they may go elsewhere."""
+        name, gone = self.scorer.name, self.scorer.failure
+        logger.error(
+            "model '%s' failed on a batch of %d chains", name, sum(part.end - part.start for part in parts), exc_info=error
+        )
+        self.metrics.failed_batches.inc()
+        for part in parts:
+            self._leave(part.request)
+            told = f"model '{name}' failed: {type(error).__name__}: {error}"
+            _fail(part.request, UnavailableError(f"model '{name}' scores no more: {gone}") if gone else ModelError(told))
 
     def _hand_out(self, part: _Part, found: ColumnScores, batch: ChainColumns, at: int) -> int:
         """Gives a request the scores of its chains, which are those of the batch from `at` on; where they end there."""
@@ -335,6 +364,7 @@ class Batcher:
 
     def _learn_throughput(self, tokens: int, elapsed_s: float) -> None:
         newest = max(tokens, 1) / max(elapsed_s, 1e-6)
+        self._fastest = max(self._fastest, newest)
         weight = _THROUGHPUT_WEIGHT if self._tokens_per_s else 1.0
         self._tokens_per_s += weight * (newest - self._tokens_per_s)
 
@@ -342,16 +372,16 @@ class Batcher:
         """How long so many tokens will probably take, by the recent throughput; 0 before there is any."""
         return tokens / self._tokens_per_s if self._tokens_per_s else 0.0
 
-    @property
-    def _wait_s(self) -> float:
-        """When the queue will probably be empty."""
-        return self._seconds_for(self._waiting_tokens + self._computing_tokens) / len(self._workers)
+    def _wait_s(self, priority: int = PRIORITY_MAX) -> float:
+        """When it will probably have computed all that waits and goes before what would come now with this priority."""
+        before = sum(tokens for each, tokens in self._waiting.items() if each <= priority)
+        return self._seconds_for(before + self._computing_tokens) / len(self._workers)
 
     def _retry_delay_ms(self) -> int:
         """When there will probably be room."""
         if not self._tokens_per_s:
             return _RETRY_DELAY_MS_UNKNOWN
-        return round(min(max(1000 * self._wait_s, _RETRY_DELAY_MS_MIN), _RETRY_DELAY_MS_MAX))
+        return round(min(max(1000 * self._wait_s(), _RETRY_DELAY_MS_MIN), _RETRY_DELAY_MS_MAX))
 
 
 def _fail(request: _Request, error: Exception) -> None:

@@ -31,7 +31,7 @@ class ChainScores(NamedTuple):
     message: str = ""
 
 
-CHAIN_STEPS_MAX = 512
+CHAIN_STEPS_MAX = 4_096
 """Steps of a chain, those of its prefix among them."""
 
 NO_STEP = ChainScores(error=ChainError.INVALID, message="a chain needs at least one step")

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Self
 from zlib import crc32
@@ -34,7 +35,7 @@ from ramify.verifier.errors import (
 )
 from ramify.verifier.held import Held, Place, Texts
 from ramify.verifier.messages import REQUEST_CHAINS_MAX, Wish, columns_request, names_of, scores_of
-from ramify.verifier.sent import Answers, SentChains
+from ramify.verifier.sent import WHOLE_BYTES_MAX, Answers, SentChains
 from ramify.verifier.status import error_from_call
 
 REQUEST_BYTES_MAX = 12 << 20
@@ -51,8 +52,8 @@ NAMED_BYTES_MIN = 1024
 """Of the chains of a batch, on average, from which on it is worth while to send new steps only: what is looked up costs more time
 than what is sent of shorter ones. The verifier computes new steps only in either case."""
 
-ELSEWHERE = (UnavailableError, OverloadedError, RevisionError, UnknownModelError)
-"""What another endpoint may not say."""
+ELSEWHERE = (OverloadedError, UnavailableError, RevisionError, UnknownModelError)
+"""What another endpoint may not say; first what may pass."""
 
 
 class Scored(NamedTuple):
@@ -213,7 +214,7 @@ class VerifierClient:
     async def get_model(self, name: str = "", *, deadline_ms: int = DEADLINE_MS) -> pb.Model:
         """What a model is; without a name, the server's first."""
         until_s = asyncio.get_running_loop().time() + deadline_ms / 1000
-        endpoints = await self._endpoints.all()
+        endpoints = await self._endpoints.all(until_s, wait=True)
         request = pb.GetModelRequest(model=name)
         for endpoint in endpoints:
             last = endpoint is endpoints[-1]
@@ -228,7 +229,8 @@ class VerifierClient:
 
     async def _answer(self, call: _Call) -> None:
         """Ask endpoints until every chain has an answer; each once, unless it is waited for."""
-        endpoints, failed = await self._endpoints.all(), dict[Endpoint, VerifierError]()
+        endpoints = await self._endpoints.all(call.until_s, wait=call.wait_for_ready)
+        failed = dict[Endpoint, VerifierError]()
         places = call.held.look(call.texts) if call.held is not None else [None] * len(call.chains)
         waits = call.wait_for_ready and len(endpoints) == 1
         numbers = list(range(len(call.chains)))
@@ -244,7 +246,8 @@ class VerifierClient:
             if not call.open and call.revisions:
                 return
             if len(failed) == len(endpoints):
-                error = next(iter(failed.values()))
+                # What may pass goes before what does not: an endpoint that is away might have what another one lacks.
+                error = min(failed.values(), key=lambda error: [*map(partial(isinstance, error), ELSEWHERE)].index(True))
                 if waits or not call.wait_for_ready or not isinstance(error, UnavailableError):
                     raise error
                 waits, failed = True, {}
@@ -260,7 +263,8 @@ class VerifierClient:
     ) -> dict[Endpoint, tuple[list[int], list[bytes]]]:
         """Which chains go where, and the names of the prefixes that are held there."""
         if len(endpoints) == 1 or not numbers:
-            return {endpoints[0]: ([*numbers], [place.name if (place := places[number]) else b"" for number in numbers])}
+            first = next((each for each in endpoints if each not in failed), endpoints[0])
+            return {first: ([*numbers], [place.name if (place := places[number]) else b"" for number in numbers])}
         now_s = asyncio.get_running_loop().time()
         by_address = {each.address: each for each in endpoints if each not in failed and each.until_s <= now_s}
         problems = np.fromiter((crc32(call.texts.problem(number)) for number in numbers), np.uint64, len(numbers))
@@ -283,7 +287,10 @@ class VerifierClient:
         async def send(numbers: list[int], asked: SentChains, request: pb.ScoreColumnsRequest) -> list[int]:
             async with slots, _errors():
                 response = await endpoint.stub.ScoreColumns(request, timeout=_left_s(call.until_s), wait_for_ready=wait_for_ready)
-            again = call.take(numbers, asked, response)
+            try:
+                again = call.take(numbers, asked, response)
+            except (IndexError, ValueError) as error:
+                raise ServiceError(f"{endpoint.address} gave an answer that does not fit what was asked: {error}") from error
             if call.held is not None and response.names:
                 call.held.keep(call.texts, numbers, names_of(response.names), endpoint.address)
             return again
@@ -293,7 +300,8 @@ class VerifierClient:
         try:
             while True:
                 # Not a TaskGroup: it would wrap the one error that the caller is to handle.
-                tasks = [asyncio.create_task(send(*part)) for part in _parts(call, numbers, prefixes)]
+                parts = list(_parts(call, numbers, prefixes))
+                tasks = [asyncio.create_task(send(*part)) for part in parts]
                 try:
                     again = [number for found in await asyncio.gather(*tasks) for number in found]
                 finally:
@@ -312,7 +320,8 @@ def _parts(
     call: _Call, numbers: list[int], prefixes: list[bytes]
 ) -> Iterator[tuple[list[int], SentChains, pb.ScoreColumnsRequest]]:
     """Chains as requests within the server's limits; at least one, which tells the revision."""
-    if len(numbers) <= REQUEST_CHAINS_MAX:
+    fits = not any(prefixes) or call.texts.size(numbers) <= WHOLE_BYTES_MAX or len(numbers) == 1
+    if len(numbers) <= REQUEST_CHAINS_MAX and fits:
         everything = len(numbers) == len(call.chains) and not any(prefixes)
         asked = SentChains(call.chains) if everything else call.texts.sent(numbers, prefixes, call.chains.references)
         request = columns_request(call.model, asked, call.wish)
@@ -340,3 +349,5 @@ async def _errors() -> AsyncIterator[None]:
         yield
     except grpc.aio.AioRpcError as failure:
         raise error_from_call(failure) from failure
+    except grpc.aio.UsageError as error:  # the endpoint's name stands for others meanwhile
+        raise UnavailableError(f"the verifier is gone: {error}") from error

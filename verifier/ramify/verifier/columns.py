@@ -73,8 +73,15 @@ class ChainColumns:
 
     @classmethod
     def of(cls, chains: Sequence[_Chain]) -> Self:
-        """The columns of some chains."""
-        texts = [text.encode() for chain in chains for text in (chain.problem, *chain.steps)]
+        """The columns of some chains.
+
+        Raises:
+            InvalidRequestError: a text holds half a character, a lone surrogate.
+        """
+        try:
+            texts = [text.encode() for chain in chains for text in (chain.problem, *chain.steps)]
+        except UnicodeEncodeError as error:
+            raise InvalidRequestError(f"a text can't be written as UTF-8: {error}") from error
         return cls(
             np.frombuffer(b"".join(texts), np.uint8),
             np.fromiter(map(len, texts), np.int32, len(texts)),

@@ -94,17 +94,26 @@ class Endpoints:
         self._look: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
 
-    async def all(self) -> list[Endpoint]:
+    async def all(self, until_s: float, *, wait: bool) -> list[Endpoint]:
         """Those that there are.
+
+        Args:
+            until_s: When it is too late, on the event loop's clock.
+            wait: Whether to wait until then for one.
 
         Raises:
             UnavailableError: no name stands for any.
         """
-        now_s = asyncio.get_running_loop().time()
-        if now_s >= self._next_s and self._look is None:
+        clock = asyncio.get_running_loop().time
+        if clock() >= self._next_s and self._look is None:
             self._look = asyncio.create_task(self._resolve())
-        if self._look is not None and not self._known:
-            await asyncio.shield(self._look)
+        while not self._known and clock() < until_s:
+            if self._look is None:
+                self._look = asyncio.create_task(self._resolve())
+            await asyncio.wait([self._look], timeout=until_s - clock())
+            if self._known or not wait:
+                break
+            await asyncio.sleep(min(AGAIN_S, max(until_s - clock(), 0)))
         if not self._known:
             raise UnavailableError(f"no verifier is found: {', '.join(self._targets)} stands for no address")
         return list(self._known.values())

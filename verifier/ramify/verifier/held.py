@@ -1,6 +1,6 @@
 """What a client knows that verifiers hold: the names of chains that they have scored, so that only the next step is sent."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from itertools import pairwise
 from typing import NamedTuple
@@ -44,6 +44,10 @@ class Texts:
     def slice(self, first: int, last: int) -> tuple[bytes, bytes]:
         """The texts [first, last), and their sizes."""
         return self._text[self._ends[first] : self._ends[last]], self._counts[COUNT_BYTES * first : COUNT_BYTES * last]
+
+    def size(self, chains: Iterable[int]) -> int:
+        """The bytes of the whole texts of the chains of those numbers."""
+        return sum(self._ends[self.firsts[chain + 1]] - self._ends[self.firsts[chain]] for chain in chains)
 
     def problem(self, chain: int) -> bytes:
         """A chain's problem."""

@@ -5,7 +5,8 @@ not used for longest is forgotten. Who continues one that is forgotten has to se
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
@@ -14,10 +15,10 @@ import numpy as np
 from ramify.verifier.batching import Batcher
 from ramify.verifier.chains import CHAIN_STEPS_MAX, NO_STEP, ChainError
 from ramify.verifier.columns import ChainColumns, ChainFault, ColumnScores
-from ramify.verifier.errors import DeadlineError
+from ramify.verifier.errors import DeadlineError, InvalidRequestError
 from ramify.verifier.names import names_from, problem_name
 from ramify.verifier.recent import Recent
-from ramify.verifier.sent import Answers, SentChains, need_prefix
+from ramify.verifier.sent import WHOLE_BYTES_MAX, Answers, SentChains, need_prefix
 
 MEMORY_BYTES_MAX = 256 << 20
 
@@ -29,6 +30,13 @@ a further size in place of text would make the text longer."""
 
 Scores: TypeAlias = bytes
 """Of a chain: float32 of each step."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Owner:
+    """Whoever has a chain computed."""
+
+    priority: int
 
 
 class Read(NamedTuple):
@@ -55,7 +63,8 @@ class Memory:
         self._scored = Recent(bytes_max, self._forget)
         self._names: dict[Key, bytes] = {}  # of what is remembered, as far as they were asked for
         self._named: dict[bytes, Key] = {}
-        self._under_way: dict[Key, asyncio.Future[None]] = {}  # done when whoever computes it is
+        self._under_way: dict[Key, Owner] = {}
+        self._waiters: dict[Key, list[asyncio.Future[None]]] = {}  # of chains under way that others ask for too
 
     async def score(
         self, sent: SentChains, deadline_s: float | None = None, priority: int = 0, *, names: bool = False
@@ -77,17 +86,18 @@ class Memory:
         found = await self.batcher.score(chains, deadline_s, priority)
         faults = {fault.chain: fault for fault in found.faults}
         faults |= {chain: need_prefix(chain) for chain, prefix in enumerate(sent.prefixes) if prefix}
-        return Answers(found.scores, chains.length, sorted(faults.values()))
+        scores = found.scores.copy()
+        scores[np.isin(np.repeat(np.arange(len(chains)), chains.length), list(faults))] = np.nan
+        return Answers(scores, chains.length, sorted(faults.values()))
 
     async def _score(self, sent: SentChains, deadline_s: float | None, priority: int, names: bool) -> Answers:
         read = self._read(sent)
         found: dict[Key, Scores | ChainFault] = {}
-        others = await self._compute(read, list(read.steps), found, deadline_s, priority, share=True)
-        if others:
-            await _settled(others, deadline_s)
-            # What they did not come to is computed here, whoever else is at it by now: else one might wait for ever.
-            rest = [key for key in read.steps if key not in found]
-            await self._compute(read, rest, found, deadline_s, priority, share=False)
+        shared = await self._compute(read, list(read.steps), found, deadline_s, priority, share=True)
+        if shared:
+            await _settled(shared.values(), deadline_s)
+            # What others did not come to is computed here, whoever else is at it by now: else one might wait for ever.
+            await self._compute(read, list(shared), found, deadline_s, priority, share=False)
         told = (
             [self._name(key, read.steps[key]) if isinstance(found.get(key), bytes) else b"" for key in read.keys] if names else ()
         )
@@ -99,7 +109,7 @@ class Memory:
         text, counts = chains.text.tobytes(), chains.text_count.astype("<i4", copy=False).tobytes()
         ends = np.cumsum(chains.text_count, dtype=np.int64).tolist()
         keys, steps, known, faults = read = Read([], {}, {}, {})
-        at, begin = 0, 0  # of the chain: its first text, and that text's first byte
+        at, begin, room = 0, 0, WHOLE_BYTES_MAX  # of the chain: its first text, and that text's first byte
         for index, size in enumerate(chains.length.tolist()):
             first, at = at, at + 1 + size
             start, begin = begin, ends[at - 1]
@@ -111,6 +121,11 @@ class Memory:
                     faults[index] = _fault(index, size, prefix, scores)
                     keys.append(b"")
                     continue
+                room -= len(before) + begin - start
+                if room < 0:
+                    raise InvalidRequestError(
+                        f"the chains have more than {WHOLE_BYTES_MAX >> 20} MiB with what they continue: send fewer at once"
+                    )
                 head = COUNT_BYTES * (1 + len(scores) // SCORE_BYTES)
                 key = before[:head] + counts[COUNT_BYTES * (first + 1) : COUNT_BYTES * at] + before[head:] + text[start:begin]
                 size += len(scores) // SCORE_BYTES
@@ -132,38 +147,47 @@ class Memory:
         priority: int,
         *,
         share: bool,
-    ) -> set[asyncio.Future[None]]:
+    ) -> dict[Key, asyncio.Future[None]]:
         """Puts into `found` what is remembered, and what is under way nowhere else, or not to be shared, once it is computed.
 
         Returns:
-            What is to be awaited for the others.
+            The others, and what is to be awaited for each.
         """
-        mine, others, recall = list[Key](), set[asyncio.Future[None]](), self._scored.get
+        mine, shared, recall, owner = list[Key](), dict[Key, asyncio.Future[None]](), self._scored.get, Owner(priority)
         for key in keys:
             scores = recall(key)
             if scores is not None:
                 found[key] = scores
-            elif share and key in self._under_way:
-                others.add(self._under_way[key])
+            elif share and self._under_way.get(key, owner).priority <= priority and key in self._under_way:
+                shared[key] = self._awaited(key)
             else:
                 mine.append(key)
         if share:
             self.batcher.metrics.remembered_chains.inc(len(found))
-            self.batcher.metrics.shared_chains.inc(len(keys) - len(found) - len(mine))
-        if not mine:
-            return others
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        for key in mine:
-            self._under_way.setdefault(key, done)
-        try:
-            learn = partial(self._learn, mine, read.known, found)
-            await self.batcher.score(_columns(read, mine), deadline_s, priority, learn)
-        finally:
+            self.batcher.metrics.shared_chains.inc(len(shared))
+        if mine:
             for key in mine:
-                if self._under_way[key] is done:
-                    del self._under_way[key]
-            done.set_result(None)
-        return others
+                self._under_way.setdefault(key, owner)
+            try:
+                learn = partial(self._learn, mine, read.known, found)
+                await self.batcher.score(_columns(read, mine), deadline_s, priority, learn)
+            finally:
+                for key in mine:
+                    if self._under_way.get(key) is owner:
+                        del self._under_way[key]
+                    self._settle(key)
+        return shared
+
+    def _awaited(self, key: Key) -> asyncio.Future[None]:
+        """Done once a chain that is under way is computed, or will not be."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.setdefault(key, []).append(waiter)
+        return waiter
+
+    def _settle(self, key: Key) -> None:
+        for waiter in self._waiters.pop(key, ()):
+            if not waiter.done():
+                waiter.set_result(None)
 
     def _learn(
         self,
@@ -185,6 +209,8 @@ class Memory:
                 before = known.get(key, b"")
                 found[key] = all_of_it = before + scores[start + len(before) : end]
                 keep(key, all_of_it)
+            if self._waiters:
+                self._settle(key)
             start = end
         self.batcher.metrics.memory_bytes.set(self._scored.bytes)
 
@@ -231,11 +257,11 @@ def _columns(read: Read, keys: Sequence[Key]) -> ChainColumns:
     )
 
 
-async def _settled(others: set[asyncio.Future[None]], deadline_s: float | None) -> None:
+async def _settled(others: Iterable[asyncio.Future[None]], deadline_s: float | None) -> None:
     """Waits until what others compute is there, or will not be."""
     try:
         async with asyncio.timeout_at(deadline_s):
-            await asyncio.wait(others)
+            await asyncio.wait(list(others))
     except TimeoutError as error:
         raise DeadlineError("the deadline passed while others' chains were computed that are the same") from error
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ramify.v1 import verifier_service_pb2 as pb
-from ramify.verifier.chains import CHAIN_STEPS_MAX, ChainError, ChainScores
+from ramify.verifier.chains import ChainError, ChainScores
 from ramify.verifier.columns import ChainColumns, ChainFault, ColumnScores
 from ramify.verifier.errors import InvalidRequestError
 from ramify.verifier.names import NAME_BYTES, NO_NAME
@@ -44,11 +44,10 @@ def chains_of(request: ScoreRequest) -> SentChains:
     """The chains of a request.
 
     Raises:
-        InvalidRequestError: there are more of them, or of steps, than a request may have, or they don't hold together.
+        InvalidRequestError: there are more of them than a request may have, or they don't hold together.
     """
     _check_count(len(request.chains))
     for index, chain in enumerate(request.chains):
-        _check_steps(index, len(chain.steps))
         if len(chain.prefix) not in (0, NAME_BYTES):
             raise InvalidRequestError(
                 f"the prefix of chain {index} has {len(chain.prefix)} bytes; a chain's name has {NAME_BYTES}"
@@ -71,9 +70,6 @@ def columns_of(request: pb.ScoreColumnsRequest) -> SentChains:
     """
     length = _numbers("length", request.length)
     _check_count(len(length))
-    longest = int(length.argmax()) if len(length) else 0
-    if len(length):
-        _check_steps(longest, int(length[longest]))
     chains = ChainColumns(
         np.frombuffer(request.text, np.uint8), _numbers("text_count", request.text_count), length, request.references
     )
@@ -143,11 +139,6 @@ def _numbers(name: str, data: bytes) -> NDArray[np.int32]:
 def _check_count(chains: int) -> None:
     if chains > REQUEST_CHAINS_MAX:
         raise InvalidRequestError(f"the request has {chains} chains, more than {REQUEST_CHAINS_MAX}")
-
-
-def _check_steps(index: int, steps: int) -> None:
-    if steps > CHAIN_STEPS_MAX:
-        raise InvalidRequestError(f"chain {index} has {steps} steps, more than {CHAIN_STEPS_MAX}")
 
 
 def _chain_scores(chain: ChainScores, name: bytes) -> pb.ChainScores:

@@ -64,6 +64,9 @@ class Answers:
         return found
 
 
+WHOLE_BYTES_MAX = 64 << 20
+"""Of a request's chains with what they continue; a chain that was named may be named many times."""
+
 NEED_PREFIX = "the server does not hold the chain that this one continues: send it whole"
 
 

@@ -40,6 +40,9 @@ MESSAGE_BYTES_MAX = 16 << 20
 STREAM_OPEN_MAX = 64
 """Requests of one stream that are open at once; the stream is not read further until one is answered."""
 
+CALLS_OPEN_MAX = 1_024
+"""Calls of all clients; more are RESOURCE_EXHAUSTED."""
+
 DRAIN_S_MAX = 5.0
 LOOK_S = 1.0  # between two looks at whether the models can still score
 
@@ -74,9 +77,9 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         return Memory(batcher, self._limits.memory_bytes_max)
 
     @property
-    def scorers(self) -> list[Scorer]:
-        """The models."""
-        return [model.scorer for model in self._models.values()]
+    def batchers(self) -> list[Batcher]:
+        """Those of the models."""
+        return [model.batcher for model in self._models.values()]
 
     def stop(self) -> None:
         """Takes no more requests; those that are open go on."""
@@ -220,7 +223,7 @@ class VerifierServer:
             ("grpc.so_reuseport", 0),
         ]
         self._tls = tls
-        self._server = grpc.aio.server(options=options)
+        self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=CALLS_OPEN_MAX)
         self._service = VerifierService(limits or Limits(), Metrics(registry or CollectorRegistry()))
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue] - set at run time
         pb_grpc.add_VerifierServiceServicer_to_server(self._service, self._server)
@@ -262,10 +265,10 @@ class VerifierServer:
     async def failed(self) -> str:
         """Returns once a model can score no more, with what is to be said of it. Health is NOT_SERVING then."""
         while True:
-            for scorer in self._service.scorers:
-                if scorer.failure:
+            for batcher in self._service.batchers:
+                if failure := batcher.failure:
                     await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-                    return f"model '{scorer.name}': {scorer.failure}"
+                    return f"model '{batcher.scorer.name}': {failure}"
             await asyncio.sleep(LOOK_S)
 
     async def stop(self, drain_s: float = DRAIN_S_MAX) -> None:

@@ -47,6 +47,8 @@ def error_from_call(failure: grpc.aio.AioRpcError) -> errors.VerifierError:
     code, details = failure.code(), failure.details() or ""
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return errors.OverloadedError(details, _retry_delay_ms(failure))
+    if code is grpc.StatusCode.CANCELLED:  # not by us: the server has stopped under the call
+        return errors.UnavailableError(details or "the server has stopped")
     known = _ERRORS.get(code)
     return known(details) if known else errors.ServiceError(f"{code.name}: {details}")
 
