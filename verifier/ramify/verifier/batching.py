@@ -11,7 +11,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -168,7 +167,7 @@ class Batcher:
         self._check_room(chains)
         self._hold(len(chains), len(chains.text))
         try:
-            ends = np.cumsum(await self._aside(partial(self.scorer.tokens, chains)), dtype=np.int64)
+            ends = np.cumsum(await self._tokens(chains), dtype=np.int64)
             self._check_time(int(ends[-1]), priority, deadline_s)
         except BaseException:
             self._hold(-len(chains), -len(chains.text))
@@ -197,9 +196,11 @@ class Batcher:
             await asyncio.to_thread(executor.shutdown)
         self.scorer.close()
 
-    async def _aside(self, call: Callable[[], NDArray[np.int64]]) -> NDArray[np.int64]:
+    async def _tokens(self, chains: ChainColumns) -> NDArray[np.int64]:
+        if not self.scorer.tokenizes:
+            return self.scorer.tokens(chains)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._counting, call)
+            return await asyncio.get_running_loop().run_in_executor(self._counting, self.scorer.tokens, chains)
         except RuntimeError as error:
             if self._closed:  # the executor takes nothing more
                 raise self._stopping() from error

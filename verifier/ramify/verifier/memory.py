@@ -6,11 +6,12 @@ not used for longest is forgotten. Who continues one that is forgotten has to se
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ramify.verifier.batching import Batcher
 from ramify.verifier.chains import CHAIN_STEPS_MAX, NO_STEP, ChainError
@@ -93,7 +94,8 @@ class Memory:
     async def _score(self, sent: SentChains, deadline_s: float | None, priority: int, names: bool) -> Answers:
         read = self._read(sent)
         found: dict[Key, Scores | ChainFault] = {}
-        shared = await self._compute(read, list(read.steps), found, deadline_s, priority, share=True)
+        as_sent = None if sent.prefixes else sent
+        shared = await self._compute(read, list(read.steps), found, deadline_s, priority, share=True, sent=as_sent)
         if shared:
             await _settled(shared.values(), deadline_s)
             # What others did not come to is computed here, whoever else is at it by now: else one might wait for ever.
@@ -147,18 +149,24 @@ class Memory:
         priority: int,
         *,
         share: bool,
+        sent: SentChains | None = None,
     ) -> dict[Key, asyncio.Future[None]]:
         """Puts into `found` what is remembered, and what is under way nowhere else, or not to be shared, once it is computed.
+
+        `sent` are the chains of all keys, in their order, where they came whole.
 
         Returns:
             The others, and what is to be awaited for each.
         """
-        mine, shared, recall, owner = list[Key](), dict[Key, asyncio.Future[None]](), self._scored.get, Owner(priority)
+        mine, shared, owner = list[Key](), dict[Key, asyncio.Future[None]](), Owner(priority)
+        recall, under_way = self._scored.get, self._under_way
         for key in keys:
             scores = recall(key)
             if scores is not None:
                 found[key] = scores
-            elif share and self._under_way.get(key, owner).priority <= priority and key in self._under_way:
+                continue
+            other = under_way.setdefault(key, owner)
+            if share and other is not owner and other.priority <= priority:
                 shared[key] = self._awaited(key)
             else:
                 mine.append(key)
@@ -166,16 +174,17 @@ class Memory:
             self.batcher.metrics.remembered_chains.inc(len(found))
             self.batcher.metrics.shared_chains.inc(len(shared))
         if mine:
-            for key in mine:
-                self._under_way.setdefault(key, owner)
             try:
                 learn = partial(self._learn, mine, read.known, found)
-                await self.batcher.score(_columns(read, mine), deadline_s, priority, learn)
+                columns = _columns(read, mine) if sent is None or len(mine) < len(sent) else sent.chains
+                columns = replace(columns, known=_known(read, mine))
+                await self.batcher.score(columns, deadline_s, priority, learn)
             finally:
                 for key in mine:
-                    if self._under_way.get(key) is owner:
-                        del self._under_way[key]
-                    self._settle(key)
+                    if under_way.get(key) is owner:
+                        del under_way[key]
+                    if self._waiters:
+                        self._settle(key)
         return shared
 
     def _awaited(self, key: Key) -> asyncio.Future[None]:
@@ -253,8 +262,12 @@ def _columns(read: Read, keys: Sequence[Key]) -> ChainColumns:
         np.frombuffer(text, np.uint8),
         np.frombuffer(counts, "<i4").astype(np.int32, copy=False),
         np.array(heads, np.int32) // COUNT_BYTES - 1,
-        known=np.array([len(read.known.get(key, b"")) // SCORE_BYTES for key in keys], np.int32),
     )
+
+
+def _known(read: Read, keys: Sequence[Key]) -> NDArray[np.int32]:
+    """`[R]` leading steps of each chain whose scores are remembered."""
+    return np.array([len(read.known.get(key, b"")) // SCORE_BYTES for key in keys], np.int32)
 
 
 async def _settled(others: Iterable[asyncio.Future[None]], deadline_s: float | None) -> None:

@@ -45,12 +45,9 @@ class Recent:
 
     def put(self, key: bytes, value: bytes) -> None:
         """Keep a value as the newest; one that is too large for the cache is not kept."""
-        for generation in (self._young, self._middle, self._old):
-            before = generation.pop(key, None)
-            if before is not None:
-                self.bytes -= _size(key, before)
-                self._young_bytes -= _size(key, before) if generation is self._young else 0
-        size = _size(key, value)
+        if key in self._young or key in self._middle or key in self._old:
+            self._drop(key)
+        size = len(key) + len(value) + ENTRY_BYTES
         if size <= self._generation_bytes:
             self.bytes += size
             self._add(key, value)
@@ -58,22 +55,28 @@ class Recent:
             self._forget(key)
 
     def _add(self, key: bytes, value: bytes) -> None:
-        self._drain(DRAINED)
-        if self._young_bytes + _size(key, value) > self._generation_bytes:
+        if self._old:
+            self._drain(DRAINED)
+        size = len(key) + len(value) + ENTRY_BYTES
+        if self._young_bytes + size > self._generation_bytes:
             self._drain(len(self._old))
             self._young, self._middle, self._old = self._old, self._young, self._middle
             self._young_bytes = 0
         self._young[key] = value
-        self._young_bytes += _size(key, value)
+        self._young_bytes += size
+
+    def _drop(self, key: bytes) -> None:
+        for generation in (self._young, self._middle, self._old):
+            before = generation.pop(key, None)
+            if before is not None:
+                size = len(key) + len(before) + ENTRY_BYTES
+                self.bytes -= size
+                self._young_bytes -= size if generation is self._young else 0
 
     def _drain(self, entries: int) -> None:
         old = self._old
         for _ in range(min(entries, len(old))):
             key, value = old.popitem()
-            self.bytes -= _size(key, value)
+            self.bytes -= len(key) + len(value) + ENTRY_BYTES
             if self._forget is not None:
                 self._forget(key)
-
-
-def _size(key: bytes, value: bytes) -> int:
-    return len(key) + len(value) + ENTRY_BYTES

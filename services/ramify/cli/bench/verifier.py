@@ -180,7 +180,7 @@ def saved(figures: dict[str, Any] | str) -> str:
 
 def verifier(
     seconds: Annotated[float, typer.Option(min=0.01, help=f"Of each of the {ROUNDS} rounds.")] = 1.0,
-    calls: Annotated[int, typer.Option(min=1, max=64, help="Open at once.")] = CALLS_MAX,
+    calls: Annotated[int, typer.Option(min=1, max=64, help="Open at once.")] = 2 * CALLS_MAX,  # as two shards have
     models: Annotated[
         bool, typer.Option(help="Measure what real models save by computing new steps only; it takes a minute or two.")
     ] = True,

@@ -60,6 +60,11 @@ class Scorer(Protocol):
         ...
 
     @property
+    def tokenizes(self) -> bool:
+        """Whether `tokens` takes its time: it is called in a thread then."""
+        ...
+
+    @property
     def failure(self) -> str:
         """Why it scores no more, for people; empty while it can."""
         ...
@@ -86,6 +91,7 @@ class ChainScorer(ABC):
     convention = ""
     calls_max = 1
     remembers = False
+    tokenizes = False
     failure = ""
 
     def tokens(self, chains: ChainColumns) -> NDArray[np.int64]:

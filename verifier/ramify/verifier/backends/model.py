@@ -28,6 +28,7 @@ class ModelScorer:
     """
 
     remembers = True
+    tokenizes = True
     batch_wait_ms_max = 2.0
 
     def __init__(self, name: str, convention: Convention, reader: Reader, *, texts: str = "") -> None:

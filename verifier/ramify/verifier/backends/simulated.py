@@ -55,6 +55,7 @@ class SimulatedScorer:
     convention = ""
     batch_tokens_max = 1 << 20
     calls_max = 1
+    tokenizes = False
     failure = ""
     remembers = True
     batch_wait_ms_max = 0.0
