@@ -31,7 +31,7 @@ from ramify.verifier.errors import (
 from ramify.verifier.messages import REQUEST_CHAINS_MAX, columns_of
 from ramify.verifier.metrics import Metrics
 from ramify.verifier.server import Limits, VerifierServer, VerifierService
-from tests.unit.verifier.fakes import PATIENCE_S
+from tests.unit.verifier.fakes import PATIENCE_S, FakeScorer
 
 MODEL = "sim"
 STEP = "s" * NAMED_BYTES_MIN + "\n"
@@ -175,6 +175,34 @@ async def test_what_all_verifiers_refuse_is_told(code: grpc.StatusCode, error: t
         services[1].error = (code, "nor here")
         with pytest.raises(error, match="here"):
             await client.score_columns(MODEL, chains, wait_for_ready=False)
+
+
+async def test_what_may_pass_is_told_before_what_does_not() -> None:
+    """The verifier that is away may have the model that the other one lacks."""
+    services = [Recorder() for _ in range(2)]
+    services[0].error, services[1].error = (grpc.StatusCode.NOT_FOUND, "no such model"), (grpc.StatusCode.UNAVAILABLE, "away")
+    async with several(*services) as (client, _):
+        for _ in range(4):
+            with pytest.raises(UnavailableError, match="away"):
+                await client.score_columns(MODEL, grown(1, 12), wait_for_ready=False)
+            with pytest.raises(UnavailableError, match="away"):
+                await client.score_columns(MODEL, ChainColumns.of([]), wait_for_ready=False)
+
+
+async def test_a_stop_in_the_middle_of_a_call_is_an_absence() -> None:
+    scorer = FakeScorer()
+    server = VerifierServer()
+    address = await server.start("127.0.0.1:0")
+    await server.serve([scorer])
+    scorer.gate.clear()
+    async with VerifierClient(address) as client:
+        call = asyncio.create_task(client.score_columns("fake", grown(1), wait_for_ready=False))
+        await scorer.wait_entered()
+        stopping = asyncio.create_task(server.stop(drain_s=0))
+        with pytest.raises(UnavailableError):
+            await call
+        scorer.gate.set()
+        await stopping
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED])

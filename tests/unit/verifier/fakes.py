@@ -26,10 +26,13 @@ class FakeScorer(ChainScorer):
         self.entered = threading.Event()
         self.gate = threading.Event()
         self.gate.set()
+        self.stop_at: str | None = None  # the problem at which the gate closes
 
     def score(self, chains: Sequence[Chain]) -> list[ChainScores]:
         self.calls.append(list(chains))
         self.entered.set()
+        if self.stop_at in [chain.problem for chain in chains]:
+            self.gate.clear()
         assert self.gate.wait(PATIENCE_S)
         if any(chain.problem == "fail" for chain in chains):
             raise ValueError("the fake was told to")

@@ -14,6 +14,16 @@ from ramify.verifier.errors import DeadlineError, ModelError, OverloadedError, U
 from tests.unit.verifier.fakes import PATIENCE_S, FakeScorer, chain, expected, next_turn
 
 
+class Second(FakeScorer):
+    """Takes a second for each chain, by its own clock."""
+
+    now_s = 0.0
+
+    def score(self, chains: Sequence[Chain]) -> list[ChainScores]:
+        self.now_s += len(chains)
+        return super().score(chains)
+
+
 @asynccontextmanager
 async def batching(
     scorer: FakeScorer, queue_chains_max: int = 100, now_s: Callable[[], float] | None = None
@@ -106,14 +116,7 @@ async def test_the_queue_is_bounded() -> None:
 
 
 async def test_the_retry_delay_is_what_the_queue_takes_at_the_recent_throughput() -> None:
-    class Slow(FakeScorer):
-        now_s = 0.0
-
-        def score(self, chains: Sequence[Chain]) -> list[ChainScores]:
-            self.now_s += len(chains)  # one chain of two bytes a second
-            return super().score(chains)
-
-    scorer = Slow(batch_tokens_max=2)
+    scorer = Second(batch_tokens_max=2)  # two bytes a chain
     async with batching(scorer, queue_chains_max=4, now_s=lambda: scorer.now_s) as batcher:
         await score(batcher, [chain("f")])
         held = await hold(batcher, scorer)
@@ -178,14 +181,7 @@ async def test_who_has_the_lower_number_is_scored_first() -> None:
 
 
 async def test_who_can_not_be_in_time_is_told_at_once() -> None:
-    class Slow(FakeScorer):
-        now_s = 0.0
-
-        def score(self, chains: Sequence[Chain]) -> list[ChainScores]:
-            self.now_s += len(chains)  # a second for a chain of two bytes
-            return super().score(chains)
-
-    scorer = Slow(batch_tokens_max=2)
+    scorer = Second(batch_tokens_max=2)  # two bytes a chain
     async with batching(scorer, now_s=lambda: scorer.now_s) as batcher:
         await score(batcher, [chain("a")])
         held = await hold(batcher, scorer)
@@ -195,6 +191,82 @@ async def test_who_can_not_be_in_time_is_told_at_once() -> None:
         patient = await submit(batcher, chain("f"), deadline_s=scorer.now_s + 15.1)
         scorer.gate.set()
         await asyncio.gather(held, waiting, patient)
+
+
+async def test_what_has_expired_says_nothing_of_the_model() -> None:
+    scorer = Second(batch_tokens_max=2)
+    async with batching(scorer, now_s=lambda: scorer.now_s) as batcher:
+        await score(batcher, [chain("a")])
+        for _ in range(200):
+            with pytest.raises(DeadlineError):
+                await score(batcher, [chain("b")], deadline_s=scorer.now_s - 1)
+        held = await hold(batcher, scorer)
+        waiting = await submit(batcher, *map(chain, "abcd"))
+        with pytest.raises(OverloadedError, match="about 7500 ms"):  # as if none had come
+            await score(batcher, [chain("e")], deadline_s=scorer.now_s + 10)
+        scorer.gate.set()
+        await asyncio.gather(held, waiting)
+
+
+async def test_a_throughput_that_is_wrong_does_not_keep_itself_alive() -> None:
+    scorer = Second(batch_tokens_max=2)
+    async with batching(scorer, now_s=lambda: scorer.now_s) as batcher:
+        await score(batcher, [chain("a")])  # a second: what the model is thought to take from now on
+        tries = 0
+        for _ in range(100):
+            try:
+                await score(batcher, [chain("b")], deadline_s=scorer.now_s + 0.5)
+                break
+            except DeadlineError:
+                tries += 1
+        assert 0 < tries < 20
+
+
+async def test_of_a_request_that_takes_longer_than_its_deadline_a_part_is_done_each_time() -> None:
+    scorer = Second(batch_tokens_max=2)
+    learned: list[int] = []
+    async with batching(scorer, now_s=lambda: scorer.now_s) as batcher:
+        await score(batcher, [chain("a")])
+        chains = ChainColumns.of([*map(chain, "abcdefgh")])
+        with pytest.raises(DeadlineError):
+            await batcher.score(chains, scorer.now_s + 4.5, learn=lambda first, *_: learned.append(first))
+    assert learned == [0, 1, 2, 3]
+
+
+async def test_a_model_that_has_died_is_away_and_has_not_failed_the_chains() -> None:
+    scorer = FakeScorer(batch_tokens_max=6)
+    async with batching(scorer) as batcher:
+        held = await hold(batcher, scorer)
+        fails, waits = await submit(batcher, chain("fail")), await submit(batcher, chain("a"))
+        scorer.failure = "its engine has died"
+        scorer.gate.set()
+        for task in (fails, waits):
+            with pytest.raises(UnavailableError, match="model 'fake' scores no more: its engine has died"):
+                await task
+        await asyncio.wait([held])
+        assert batcher.failure == "its engine has died"
+        with pytest.raises(UnavailableError, match="scores no more"):
+            await score(batcher, [chain("b")])
+
+
+async def test_a_worker_that_ends_is_seen() -> None:
+    class Broken(FakeScorer):
+        @property
+        def batch_wait_ms_max(self) -> float:
+            raise ValueError("no number")
+
+        @batch_wait_ms_max.setter
+        def batch_wait_ms_max(self, value: float) -> None: ...
+
+    async with batching(Broken()) as batcher:
+        asking = asyncio.create_task(score(batcher, [chain("a")]))
+        while not batcher.failure:
+            await next_turn()
+        assert batcher.failure == "its worker has ended: no number"
+        with pytest.raises(UnavailableError, match="its worker has ended"):
+            await score(batcher, [chain("b")])
+        asking.cancel()
+        await asyncio.wait([asking])
 
 
 async def test_scores_come_to_whoever_learns_though_nobody_waits() -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ramify.verifier import memory as memory_module
 from ramify.verifier.backends.base import ChainScorer
 from ramify.verifier.backends.simulated import SimulatedScorer
 from ramify.verifier.batching import Batcher
@@ -246,3 +247,100 @@ def test_scores_are_those_of_the_model_whatever_is_remembered(
 
 def test_rules_are_not_remembered() -> None:
     assert not ChainScorer.remembers
+
+
+class Judge(Remembered):
+    """Reads a chain anew for each step that is asked for, and tells how many it read."""
+
+    rereads = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[int] = []
+
+    def score_columns(self, chains: ChainColumns) -> ColumnScores:
+        self.read.append(int((chains.length - chains.known).sum()))
+        found = super().score_columns(chains)
+        steps = np.arange(chains.step_count) - np.repeat(chains.step_ends - chains.length, chains.length)
+        return ColumnScores(np.where(steps < np.repeat(chains.known, chains.length), np.nan, found.scores), found.faults)
+
+
+async def test_of_a_judge_only_the_last_step_is_asked_where_no_other_is_wanted() -> None:
+    scorer, chains = Judge(), [chain("a", "x", "yy", "zzz"), chain("b", "x")]
+    async with remembering(scorer) as memory:
+        last = [expected(each).scores[-1] for each in chains]
+        for _ in range(2):
+            assert (await memory.score(whole(*chains), last_only=True)).last().tolist() == last
+        grown = chain("a", "x", "yy", "zzz", "w")
+        assert (await memory.score(whole(grown), last_only=True)).last().tolist() == [expected(chain("w", "w")).scores[0]]
+        assert scorer.read == [2, 1]
+        assert (await memory.score(whole(grown))).chains() == [expected(grown)]  # now all of them are wanted
+        assert scorer.read == [2, 1, 4]
+        assert (await memory.score(whole(*chains))).chains() == [expected(each) for each in chains]
+        assert scorer.read == [2, 1, 4, 3]
+
+
+async def test_three_who_ask_for_a_chain_that_can_not_be_scored() -> None:
+    """Each has an answer, and nothing stays under way."""
+
+    class Picky(Remembered):
+        def score(self, chains: Sequence[Chain]) -> list[ChainScores]:
+            found = super().score(chains)
+            return [ChainScores(error=ChainError.TOO_LONG, message="too long") if "!" in each.problem else scores
+                    for each, scores in zip(chains, found, strict=True)]  # fmt: skip
+
+    scorer = Picky()
+    scorer.gate.clear()
+    async with remembering(scorer) as memory:
+        asked = [(chain("!a"), chain("!b")), (chain("!a"),), (chain("!b"), chain("!a"))]
+        tasks = [asyncio.create_task(memory.score(whole(*chains))) for chains in asked]
+        await scorer.wait_entered()
+        scorer.gate.set()
+        for task, chains in zip(tasks, asked, strict=True):
+            assert [fault.error for fault in (await task).faults] == [ChainError.TOO_LONG] * len(chains)
+        assert [fault.chain for fault in (await memory.score(whole(chain("!b")))).faults] == [0]
+
+
+async def test_who_shares_a_chain_has_it_as_soon_as_it_is_there() -> None:
+    """Not only when all is there that the other one asks for."""
+    scorer = Remembered(batch_tokens_max=2)
+    scorer.gate.clear()
+    async with remembering(scorer) as memory:
+        first = asyncio.create_task(memory.score(whole(chain("a"), chain("b"), chain("c"))))
+        await scorer.wait_entered()
+        second = asyncio.create_task(memory.score(whole(chain("a"))))
+        await next_turn()
+        scorer.stop_at = "b"
+        scorer.gate.set()
+        assert (await second).chains() == [expected(chain("a"))]
+        assert not first.done()
+        scorer.stop_at = None
+        scorer.gate.set()
+        assert len((await first).chains()) == 3
+
+
+async def test_who_is_urgent_does_not_wait_for_who_is_not() -> None:
+    scorer = Remembered(batch_tokens_max=2)
+    scorer.gate.clear()
+    async with remembering(scorer) as memory:
+        busy = asyncio.create_task(memory.score(whole(chain("x"))))
+        await scorer.wait_entered()
+        slow = asyncio.create_task(memory.score(whole(chain("a"), chain("b")), priority=5))
+        while memory.batcher.waiting_chains < 2:
+            await next_turn()
+        urgent = asyncio.create_task(memory.score(whole(chain("b")), priority=0))
+        while memory.batcher.waiting_chains < 3:
+            await next_turn()
+        scorer.gate.set()
+        assert (await urgent).chains() == [expected(chain("b"))]
+        await asyncio.gather(busy, slow)
+    assert scorer.calls[1] == [chain("b")]
+
+
+async def test_names_do_not_make_a_small_request_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_module, "WHOLE_BYTES_MAX", 3_000)
+    async with remembering(Remembered()) as memory:
+        name = (await memory.score(whole(chain("p" * 1_000)), names=True)).names[0]
+        assert not (await memory.score(SentChains(ChainColumns.of([Chain("", ("s",))] * 2), [name] * 2))).faults
+        with pytest.raises(InvalidRequestError, match="with what they continue: send fewer at once"):
+            await memory.score(SentChains(ChainColumns.of([Chain("", ("s",))] * 3), [name] * 3))

@@ -187,14 +187,17 @@ class Batcher:
     async def close(self) -> None:
         """Fails what still waits, waits for the batches that are being computed, and stops."""
         self._closed = True
-        for request in [request for queue in self._queues.values() for request in queue]:
-            self._leave(request)
-            _fail(request, self._stopping())
+        self._fail_waiting(self._stopping())
         self._arrived.set()
         await asyncio.gather(*self._workers, return_exceptions=True)
         for executor in (self._counting, self._executor):
             await asyncio.to_thread(executor.shutdown)
         self.scorer.close()
+
+    def _fail_waiting(self, error: Exception) -> None:
+        for request in [request for queue in self._queues.values() for request in queue]:
+            self._leave(request)
+            _fail(request, error)
 
     async def _tokens(self, chains: ChainColumns) -> NDArray[np.int64]:
         if not self.scorer.tokenizes:
@@ -210,7 +213,7 @@ class Batcher:
         if self._closed:
             raise self._stopping()
         if failure := self.failure:
-            raise UnavailableError(f"model '{self.scorer.name}' scores no more: {failure}")
+            raise self._gone(failure)
 
     def _check_time(self, tokens: int, priority: int, deadline_s: float) -> None:
         """Refuses what will probably not have its first batch in time: the others' turn will come when it is asked again."""
@@ -233,6 +236,9 @@ class Batcher:
 
     def _stopping(self) -> UnavailableError:
         return UnavailableError(f"model '{self.scorer.name}' is stopping")
+
+    def _gone(self, failure: str) -> UnavailableError:
+        return UnavailableError(f"model '{self.scorer.name}' scores no more: {failure}")
 
     def _hold(self, chains: int, size_bytes: int) -> None:
         self._waiting_chains += chains
@@ -340,7 +346,9 @@ class Batcher:
         for part in parts:
             self._leave(part.request)
             told = f"model '{name}' failed: {type(error).__name__}: {error}"
-            _fail(part.request, UnavailableError(f"model '{name}' scores no more: {gone}") if gone else ModelError(told))
+            _fail(part.request, self._gone(gone) if gone else ModelError(told))
+        if gone:
+            self._fail_waiting(self._gone(gone))
 
     def _hand_out(self, part: _Part, found: ColumnScores, batch: ChainColumns, at: int) -> int:
         """Gives a request the scores of its chains, which are those of the batch from `at` on; where they end there."""

@@ -24,13 +24,14 @@ from ramify.verifier.sent import WHOLE_BYTES_MAX, Answers, SentChains, need_pref
 MEMORY_BYTES_MAX = 256 << 20
 
 COUNT_BYTES = SCORE_BYTES = 4
+_NAN = np.float32(np.nan).tobytes()
 
 Key: TypeAlias = bytes
 """A chain: the sizes in bytes of its problem and of each step, int32 each, then their text. Two that are equal are one chain, for
 a further size in place of text would make the text longer."""
 
 Scores: TypeAlias = bytes
-"""Of a chain: float32 of each step."""
+"""Of a chain: float32 of each step. NaN for one that nobody has asked for, which costs a model that reads chains as a whole."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +48,7 @@ class Read(NamedTuple):
     steps: dict[Key, int]  # those without a fault, each once
     known: dict[Key, Scores]  # of a chain's first steps, where they are remembered
     faults: dict[int, ChainFault]  # by number
+    last_only: bool
 
 
 class Memory:
@@ -68,11 +70,20 @@ class Memory:
         self._waiters: dict[Key, list[asyncio.Future[None]]] = {}  # of chains under way that others ask for too
 
     async def score(
-        self, sent: SentChains, deadline_s: float | None = None, priority: int = 0, *, names: bool = False
+        self,
+        sent: SentChains,
+        deadline_s: float | None = None,
+        priority: int = 0,
+        *,
+        names: bool = False,
+        last_only: bool = False,
     ) -> Answers:
-        """The scores of the chains, and their names if they are wanted; see `Batcher.score` for the rest."""
+        """The scores of the chains, and their names if they are wanted; see `Batcher.score` for the rest.
+
+        With `last_only` those of the other steps may be NaN.
+        """
         if self.remembers:
-            answers = await self._score(sent, deadline_s, priority, names)
+            answers = await self._score(self._read(sent, last_only), sent, deadline_s, priority, names)
         else:
             answers = await self._score_whole(sent, deadline_s, priority)
         self.batcher.metrics.count(len(sent), answers.faults)
@@ -91,8 +102,7 @@ class Memory:
         scores[np.isin(np.repeat(np.arange(len(chains)), chains.length), list(faults))] = np.nan
         return Answers(scores, chains.length, sorted(faults.values()))
 
-    async def _score(self, sent: SentChains, deadline_s: float | None, priority: int, names: bool) -> Answers:
-        read = self._read(sent)
+    async def _score(self, read: Read, sent: SentChains, deadline_s: float | None, priority: int, names: bool) -> Answers:
         found: dict[Key, Scores | ChainFault] = {}
         as_sent = None if sent.prefixes else sent
         shared = await self._compute(read, list(read.steps), found, deadline_s, priority, share=True, sent=as_sent)
@@ -105,12 +115,13 @@ class Memory:
         )
         return _answers(sent, read, found, told)
 
-    def _read(self, sent: SentChains) -> Read:
+    def _read(self, sent: SentChains, last_only: bool) -> Read:
         """What the chains are, what is known of them, and what is wrong with some."""
         chains, recall = sent.chains, self._scored.get
         text, counts = chains.text.tobytes(), chains.text_count.astype("<i4", copy=False).tobytes()
         ends = np.cumsum(chains.text_count, dtype=np.int64).tolist()
-        keys, steps, known, faults = read = Read([], {}, {}, {})
+        read = Read([], {}, {}, {}, last_only)
+        keys, steps, known, faults, _ = read
         at, begin, room = 0, 0, WHOLE_BYTES_MAX  # of the chain: its first text, and that text's first byte
         for index, size in enumerate(chains.length.tolist()):
             first, at = at, at + 1 + size
@@ -136,6 +147,8 @@ class Memory:
                 scores = recall(counts[COUNT_BYTES * first : COUNT_BYTES * (at - 1)] + text[start : ends[at - 2]])
             keys.append(key)
             steps[key] = size
+            if self.scorer.rereads:
+                scores = _padded(scores or b"", size - 1) if last_only else _complete(scores)
             if scores:
                 known[key] = scores
         return read
@@ -162,6 +175,8 @@ class Memory:
         recall, under_way = self._scored.get, self._under_way
         for key in keys:
             scores = recall(key)
+            if self.scorer.rereads and not read.last_only:
+                scores = _complete(scores)
             if scores is not None:
                 found[key] = scores
                 continue
@@ -244,6 +259,15 @@ class Memory:
             del self._named[name]
 
 
+def _padded(scores: Scores, steps: int) -> Scores:
+    return scores + _NAN * (steps - len(scores) // SCORE_BYTES)
+
+
+def _complete(scores: Scores | None) -> Scores | None:
+    """The scores, if none is missing."""
+    return None if scores is None or np.isnan(np.frombuffer(scores, "<f4")).any() else scores
+
+
 def _fault(index: int, size: int, prefix: bytes, before: Scores | None) -> ChainFault:
     """What is wrong with a chain before it is scored."""
     if not size:
@@ -280,14 +304,14 @@ async def _settled(others: Iterable[asyncio.Future[None]], deadline_s: float | N
 
 
 def _answers(sent: SentChains, read: Read, found: Mapping[Key, Scores | ChainFault], names: Sequence[bytes]) -> Answers:
-    scores, faults, nothing = list[bytes](), dict(read.faults), np.float32(np.nan).tobytes()
+    scores, faults = list[bytes](), dict(read.faults)
     for index, key in enumerate(read.keys):
         mine = found[key] if key else faults[index]
         if isinstance(mine, bytes):
             scores.append(mine)
         else:
             faults[index] = mine._replace(chain=index)
-            scores.append(nothing * int(sent.chains.length[index]))
+            scores.append(_NAN * int(sent.chains.length[index]))
     length = np.array([len(each) // SCORE_BYTES for each in scores], np.int32)
     joined = np.frombuffer(b"".join(scores), "<f4").astype(np.float32, copy=False)
     return Answers(joined, length, sorted(faults.values()), names)

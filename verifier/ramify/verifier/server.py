@@ -140,7 +140,9 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
             revision = model.scorer.revision
             if request.revision not in ("", revision):
                 raise RevisionError(f"model '{request.model}' is of revision {revision} here, not {request.revision}")
-            found = await model.score(columns_of(request), _deadline_s(context), request.priority, names=request.names)
+            found = await model.score(
+                columns_of(request), _deadline_s(context), request.priority, names=request.names, last_only=request.last_only
+            )
             return columns_response(found, revision=revision, last_only=request.last_only)
 
     async def GetModel(  # noqa: N802 - the generated base class names it

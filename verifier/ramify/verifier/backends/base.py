@@ -60,6 +60,11 @@ class Scorer(Protocol):
         ...
 
     @property
+    def rereads(self) -> bool:
+        """Whether each step's score costs reading the chain up to there: of others one pass gives all steps' scores."""
+        ...
+
+    @property
     def tokenizes(self) -> bool:
         """Whether `tokens` takes its time: it is called in a thread then."""
         ...
@@ -91,6 +96,7 @@ class ChainScorer(ABC):
     convention = ""
     calls_max = 1
     remembers = False
+    rereads = False
     tokenizes = False
     failure = ""
 

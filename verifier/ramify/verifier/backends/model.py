@@ -34,6 +34,7 @@ class ModelScorer:
     def __init__(self, name: str, convention: Convention, reader: Reader, *, texts: str = "") -> None:
         self.name = name
         self.convention = convention.name
+        self.rereads = convention.rereads
         self.backend = reader.backend
         self.context_tokens_max = reader.context_tokens_max
         self.batch_tokens_max = reader.batch_tokens_max

@@ -55,6 +55,7 @@ class SimulatedScorer:
     convention = ""
     batch_tokens_max = 1 << 20
     calls_max = 1
+    rereads = False
     tokenizes = False
     failure = ""
     remembers = True

@@ -31,6 +31,11 @@ class Convention(Protocol):
         """What is read off the model."""
         ...
 
+    @property
+    def rereads(self) -> bool:
+        """Whether each step has a row of its own; otherwise one row reads them all."""
+        ...
+
     def render(self, problem: str, steps: Sequence[str], known: int) -> list[Row]:
         """Rows whose reads, one after the other, are those of the steps from the `known`th on, of which there is at least one.
 
@@ -88,6 +93,8 @@ class _Rendering(ABC):
 class Stepwise(_Rendering):
     """A base of conventions of process reward models: one pass gives the scores of all steps, each at the step's last token."""
 
+    rereads = False
+
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
         self._begun = lru_cache(PIECES_KEPT)(self.begin)
@@ -108,6 +115,8 @@ class Stepwise(_Rendering):
 
 class Whole(_Rendering):
     """A base of conventions that judge a chain as a whole: a step's score is that of the chain that ends with it."""
+
+    rereads = True
 
     def _rows(self, problem: str, steps: Sequence[str], known: int) -> list[Row]:
         rows = []
