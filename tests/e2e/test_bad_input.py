@@ -120,7 +120,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     [
         ("generator", "tiny25", "'tiny25', which is unknown (did you mean tiny24?); this system has drawn, simulated, tiny24"),
         ("verifier", "pram", "'pram', which is unknown (did you mean prm?); this system has prm, tiny24-prm"),
-        ("checker", "countdwn", "'countdwn', which is unknown (did you mean countdown?); this system has countdown"),
+        ("checker", "countdwn", "'countdwn', which is unknown (did you mean countdown?); this system has countdown, math"),
     ],
 )
 def test_a_model_that_does_not_exist(house: House, role: str, name: str, says: str) -> None:

@@ -77,6 +77,27 @@ async def test_the_process_serves_a_simulated_model(tmp_path: Path) -> None:
             assert scored.scores.tolist() == here.score_columns(ChainColumns.of([SOLUTION])).scores.tolist()
 
 
+async def test_the_process_stops_while_it_loads(tmp_path: Path) -> None:
+    """What it loads is a rule whose module never comes to its end."""
+    (tmp_path / "endless.py").write_text(
+        "import sys, threading\nprint('begins', file=sys.stderr, flush=True)\nthreading.Event().wait()\n"
+    )
+    (tmp_path / "endless-1.dist-info").mkdir()
+    (tmp_path / "endless-1.dist-info" / "METADATA").write_text("Name: endless\nVersion: 1\n")
+    (tmp_path / "endless-1.dist-info" / "entry_points.txt").write_text("[ramify.rules]\nendless = endless:Rule\n")
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    command = (sys.executable, "-m", "ramify.verifier", "--listen", "127.0.0.1:0", "--rule", "endless")
+    process = await asyncio.create_subprocess_exec(*command, stderr=PIPE, env={**os.environ, "PYTHONPATH": paths})
+    assert process.stderr is not None
+    said = b""
+    while b"begins" not in said:
+        said += await process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    said += await process.stderr.read()
+    assert await process.wait() == 0, said.decode()
+    assert b"stopping before all models are loaded" in said
+
+
 async def test_the_process_ends_with_its_stdin() -> None:
     async with verifier_process("--rule", "countdown", "--exit-with-stdin") as (process, _):
         assert process.stdin is not None

@@ -17,10 +17,12 @@ RESTARTS_MAX = 20
 class Child:
     """`python -m MODULE ...`, kept alive at one address.
 
-    It ends with its parent, however that ends: its standard input is a pipe that only the parent holds.
+    It has `ready_s` seconds to begin to serve. It ends with its parent, however that ends: its standard input is a pipe that only
+    the parent holds.
     """
 
-    def __init__(self, module: str, arguments: list[str], listen: str, folder: Path) -> None:
+    def __init__(self, module: str, arguments: list[str], listen: str, folder: Path, ready_s: float = READY_S) -> None:
+        self._ready_s = ready_s
         self._module, self._arguments, self._folder = module, arguments, folder
         self.address = listen
         self.log = folder / f"{module.rpartition('.')[2]}.log"
@@ -44,7 +46,7 @@ class Child:
 
     def wait_ready(self) -> None:
         """Wait until it serves; from then on it keeps its address. Raises `StartFailed` with the last of its log."""
-        deadline = time.monotonic() + READY_S
+        deadline = time.monotonic() + self._ready_s
         while not self._ready_file().exists():
             if self.process is None or self.process.poll() is not None or time.monotonic() > deadline:
                 lines = self.log.read_text(errors="replace").strip().splitlines()

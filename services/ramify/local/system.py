@@ -124,7 +124,10 @@ class LocalSystem:
         """A verifier with the models that fit engines of these specs."""
         models = self.config.verifier_models or (default_verifier(specs),)
         flags = [flag for model in models for flag in ("--model", model)]
-        return Child("ramify.verifier", [*flags, "--rule", "countdown"], "127.0.0.1:0", self.config.home)
+        ready_s = LOAD_S if self.config.verifier_models else START_S
+        return Child(
+            "ramify.verifier", [*flags, "--rule", "countdown", "--rule", "math"], "127.0.0.1:0", self.config.home, ready_s
+        )
 
     def _start_ray(self) -> None:
         # Set before Ray is imported: it reads them once.

@@ -5,13 +5,17 @@ import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry, start_http_server
 
 from ramify.process import stop_event, write_ready_file
 from ramify.tls import TlsError, server_tls
+from ramify.verifier.backends.base import Scorer
 from ramify.verifier.batching import QUEUE_CHAINS_MAX
 from ramify.verifier.errors import ModelError, StartupError
 from ramify.verifier.loading import MODEL_HELP, load_scorers
@@ -80,20 +84,44 @@ async def _serve(options: argparse.Namespace) -> None:
 async def _run(server: VerifierServer, address: str, options: argparse.Namespace, stop: asyncio.Event) -> None:
     """Loads the models and serves them until it is to stop."""
     try:
-        scorers = await asyncio.to_thread(load_scorers, options.model, options.rule, options.threads)
+        stopped = asyncio.create_task(stop.wait())
+        loading = _in_background(partial(load_scorers, options.model, options.rule, options.threads))
+        both: set[asyncio.Future[Any]] = {loading, stopped}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if not loading.done():
+            logger.info("stopping before all models are loaded")
+            return
+        scorers = loading.result()
         await server.serve(scorers)
         if options.ready_file:
             write_ready_file(options.ready_file, address)
         logger.info("serving %s on %s", ", ".join(scorer.name for scorer in scorers), address)
-        ends = [asyncio.create_task(server.failed()), asyncio.create_task(stop.wait())]
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        for end in ends:
-            end.cancel()
-        if not stop.is_set():  # whoever keeps it running starts it anew
-            raise ModelError(str(ends[0].result()))
+        failed = asyncio.create_task(server.failed())
+        await asyncio.wait({failed, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not stopped.done():  # whoever keeps it running starts it anew
+            raise ModelError(failed.result())
+        failed.cancel()
         logger.info("stopping")
     finally:
         await server.stop(options.drain_s)
+
+
+def _in_background(load: Callable[[], list[Scorer]]) -> asyncio.Future[list[Scorer]]:
+    """What a call gives, which may take an hour: in a thread that the process does not wait for when it ends."""
+    loop, found = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+
+    def run() -> None:
+        try:
+            scorers = load()
+        except BaseException as error:  # whatever it is belongs to who waits
+            done = partial(found.set_exception, error)
+        else:
+            done = partial(found.set_result, scorers)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(done)
+
+    threading.Thread(target=run, daemon=True, name="loading").start()
+    return found
 
 
 @contextlib.contextmanager
