@@ -23,6 +23,7 @@ from ramify.tls import ClientTls
 from ramify.v1 import verifier_service_pb2 as pb
 from ramify.v1 import verifier_service_pb2_grpc as pb_grpc
 from ramify.verifier.errors import OverloadedError, UnavailableError, VerifierError
+from ramify.verifier.mixing import mix64
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ class Endpoints:
         may = next((mask for mask in (free, well, fit) if any(mask)), [True] * len(endpoints))
         chosen = np.flatnonzero(may)
         seeds = np.array([endpoints[index].seed for index in chosen.tolist()], np.uint64)
-        found = chosen[np.argmax(_mix64(problems[:, None] ^ seeds), axis=1)]
+        found = chosen[np.argmax(mix64(problems[:, None] ^ seeds), axis=1)]
         return np.asarray(found, np.int64)
 
     async def _resolve(self) -> None:
@@ -201,10 +202,3 @@ def _is_ip(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Hashes of 64-bit numbers: the finaliser of SplitMix64 (Steele et al. 2014)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(x ^ (x >> np.uint64(31)), np.uint64)

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from ramify.verifier.chains import NO_STEP, ChainError
 from ramify.verifier.columns import ChainColumns, ChainFault, ColumnScores
 from ramify.verifier.errors import StartupError
+from ramify.verifier.mixing import mix64
 
 U64 = NDArray[np.uint64]
 
@@ -159,8 +160,5 @@ def _powers_of(base: int, size: int) -> U64:
 
 
 def _mix64(a: U64, b: U64) -> U64:
-    """`[N]` hashes of pairs of 64-bit numbers: the finaliser of SplitMix64 (Steele et al. 2014) over a + golden * (b + 1)."""
-    x = a + np.uint64(0x9E3779B97F4A7C15) * (b + np.uint64(1))
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(x ^ (x >> np.uint64(31)), np.uint64)
+    """`[N]` hashes of pairs of 64-bit numbers: SplitMix64's finaliser over a + golden * (b + 1)."""
+    return mix64(a + np.uint64(0x9E3779B97F4A7C15) * (b + np.uint64(1)))
