@@ -73,7 +73,7 @@ def test_lines_as_people_have_them() -> None:
         ({"problem": "p", "steps": []}, "field 'steps' is no list of texts, at least one"),
         ({"problem": "p", "steps": ["a", 5]}, "field 'steps' is no list of texts, at least one"),
         ({"problem": "p", "steps": ["\ud800"]}, "field 'steps': a step has half of a surrogate pair"),
-        ({"problem": "p", "steps": ["s"] * 513}, "has 513 steps; at most 512 are scored"),
+        ({"problem": "p", "steps": ["s"] * 4_097}, "has 4,097 steps; at most 4,096 are scored"),
         ({"problem": "p", "solution": "s", "reference": []}, "is an empty list"),
         (b'{"problem": "' + b"x" * LINE_BYTES_MAX + b'"}', "is longer than 8,388,608 bytes"),
     ],

@@ -111,7 +111,7 @@ async def test_a_chain_does_not_grow_beyond_bounds() -> None:
         assert len(longest.scores) == CHAIN_STEPS_MAX
         (fault,) = (await memory.score(after(longest.names[0], "s"))).faults
     assert fault.error is ChainError.TOO_LONG
-    assert fault.message == "the chain has 4097 steps; more than 4096 are not scored"
+    assert fault.message == "the chain has 4,097 steps; more than 4,096 are not scored"
 
 
 async def test_no_name_without_memory() -> None:

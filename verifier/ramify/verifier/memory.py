@@ -275,7 +275,7 @@ def _fault(index: int, size: int, prefix: bytes, before: Scores | None) -> Chain
     if prefix and before is None:
         return need_prefix(index)
     steps = size + len(before or b"") // SCORE_BYTES
-    return ChainFault(index, ChainError.TOO_LONG, f"the chain has {steps} steps; more than {CHAIN_STEPS_MAX} are not scored")
+    return ChainFault(index, ChainError.TOO_LONG, f"the chain has {steps:,} steps; more than {CHAIN_STEPS_MAX:,} are not scored")
 
 
 def _columns(read: Read, keys: Sequence[Key]) -> ChainColumns:

@@ -81,12 +81,12 @@ class Tally:
         """Says on stderr what became of the file."""
         console = make_console(stderr=True)
         for fault in self._faults:
-            console.print(fault)
+            console.print(fault, soft_wrap=True)
         if (rest := self.errors.total() - len(self._faults)) > 0:
             console.print(f"and {counted(rest, 'more error')}")
         if self._whole and not self._cut:
-            console.print("every solution was one step: if that is wrong, say with --delimiter what ends one")
-        console.print(f"{'' if finished else 'stopped: '}{self.numbers()} · {self._model} {self._revision}")
+            console.print("every solution was one step: if that is wrong, say with --delimiter what ends one", soft_wrap=True)
+        console.print(f"{'' if finished else 'stopped: '}{self.numbers()} · {self._model} {self._revision}", soft_wrap=True)
 
 
 class Scoring:

@@ -81,7 +81,7 @@ def _read(number: int, line: bytes, delimiter: str) -> Solution | Broken:
     except ValueError as error:
         return Broken(number, record, str(error))
     if len(chain.steps) > CHAIN_STEPS_MAX:
-        return Broken(number, record, f"has {len(chain.steps)} steps; at most {CHAIN_STEPS_MAX} are scored")
+        return Broken(number, record, f"has {len(chain.steps):,} steps; at most {CHAIN_STEPS_MAX:,} are scored")
     return Solution(number, record, chain, "solution" in record and bool(delimiter))
 
 

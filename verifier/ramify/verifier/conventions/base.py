@@ -10,11 +10,11 @@ import numpy as np
 
 from ramify.chat import ChatFormat
 from ramify.verifier.conventions.vocabulary import PIECES_KEPT, Tokens, UnknownText, Vocabulary
-from ramify.verifier.errors import RequestError
+from ramify.verifier.errors import InvalidRequestError
 from ramify.verifier.reading import Head, Row
 
 
-class ConventionError(RequestError):
+class ConventionError(InvalidRequestError):
     """A chain can't be put to the model. The message says which part of it is wrong, and what with it."""
 
 
