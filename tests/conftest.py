@@ -11,7 +11,7 @@ from tests.postgres import ENVIRONMENT, NoPostgres, Postgres, empty_store
 # The machine may be busy: what is slow is no fault. Each run of the suite has the same examples; `make soak` looks for new ones,
 # and prints a falsifying one with the blob that brings it back.
 COMMON = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("ramify", derandomize=True, max_examples=60, **COMMON)  # type: ignore[arg-type]
+settings.register_profile("ramify", derandomize=True, max_examples=40, **COMMON)  # type: ignore[arg-type]
 settings.register_profile("soak", max_examples=2000, **COMMON)  # type: ignore[arg-type]
 settings.load_profile("ramify")
 

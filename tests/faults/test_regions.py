@@ -18,6 +18,8 @@ from tests.faults.runs import KNOBS, outcome, problems
 from tests.faults.system import ENGINE, MODEL, SLOTS_AN_ENGINE, STOP_S, gone
 from tests.waiting import until
 
+pytestmark = pytest.mark.faults  # tests/simulation/test_regions.py cuts regions off and joins them in every run of the suite
+
 RUN = Path(__file__).parents[2] / "infra" / "local-regions" / "run.py"
 START_S = 120.0
 JOB_S = 180.0
@@ -165,7 +167,6 @@ def test_a_region_is_cut_off_in_the_middle_of_a_job_and_comes_back(local: Local)
         assert outcome(client, done).first(FEW) == outcome(client, again).first(FEW), "no answer is wrong"
 
 
-@pytest.mark.faults  # tests/unit/actors/test_dispatch_regions.py has engines that come and go
 def test_engines_join_and_leave_while_a_job_runs(local: Local) -> None:
     with Client(local.address) as client:
         job = client.submit(problems(MANY), **KNOBS)

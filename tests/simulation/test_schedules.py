@@ -7,7 +7,7 @@ import pytest
 from tests.simulation.schedules import JOBS, job_of, run, seeds
 from tests.simulation.storms import Draw
 
-COUNT, BATCH = 400, 20
+COUNT, BATCH = 320, 20
 
 
 @pytest.mark.parametrize("first", range(0, COUNT, BATCH))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Encoding, Tokenizer
 
-from ramify.verifier.errors import RequestError, StartupError
+from ramify.verifier.errors import InvalidRequestError, StartupError
 
 Tokens: TypeAlias = NDArray[np.int32]
 
@@ -20,7 +20,7 @@ PIECES_KEPT = 1 << 16
 _APART = "\x01"
 
 
-class UnknownText(RequestError):
+class UnknownText(InvalidRequestError):
     """The vocabulary lacks a character of a text."""
 
 
