@@ -14,7 +14,7 @@ from tests.e2e.test_system import KNOBS, run_job, trees
 
 PUZZLES = 48
 SEED = 11
-STEPS_BEFORE = 100  # a verifier is killed
+STEPS_BEFORE = 20  # a verifier is killed
 
 
 @dataclass(slots=True)
