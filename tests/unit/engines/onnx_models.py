@@ -45,6 +45,22 @@ class Layout:
         return np.float16 if self.half else np.float32
 
 
+LAYOUTS = {
+    "today": Layout(),
+    "half": Layout(half=True),
+    "no position_ids": Layout(positions=False),
+    "neither position_ids nor attention_mask": Layout(positions=False, mask=False),
+    "num_logits_to_keep": Layout(keep="num_logits_to_keep"),
+    "logits_to_keep": Layout(keep="logits_to_keep", positions=False),
+    "merged": Layout(merged=True),
+    "merged without position_ids": Layout(merged=True, positions=False),
+    "GroupQueryAttention": Layout(fused=True, positions=False, context=200),
+    "GroupQueryAttention of half": Layout(fused=True, positions=False, half=True),
+    "weights beside it": Layout(external=True),
+    "a sliding window": Layout(window=20),
+}
+
+
 class Body:
     """Nodes under names that begin with a prefix, and the constants that they need."""
 

@@ -22,23 +22,9 @@ from ramify.scheduler.engines.onnx import OnnxEngine, OnnxParams
 from ramify.scheduler.engines.onnx_model import OnnxModel
 from ramify.scheduler.errors import EngineError
 from tests.unit.engines.helpers import Job, Row, batch_of, collect
-from tests.unit.engines.onnx_models import EOS, OTHER_EOS, Decoder, Layout, make_tokenizer, write_model
+from tests.unit.engines.onnx_models import EOS, LAYOUTS, OTHER_EOS, Decoder, Layout, make_tokenizer, write_model
 
 GREEDY = StepParams(temperature=0.0, top_p=1.0, max_step_tokens=24, delimiter=None)
-LAYOUTS = {
-    "today": Layout(),
-    "half": Layout(half=True),
-    "no position_ids": Layout(positions=False),
-    "neither position_ids nor attention_mask": Layout(positions=False, mask=False),
-    "num_logits_to_keep": Layout(keep="num_logits_to_keep"),
-    "logits_to_keep": Layout(keep="logits_to_keep", positions=False),
-    "merged": Layout(merged=True),
-    "merged without position_ids": Layout(merged=True, positions=False),
-    "GroupQueryAttention": Layout(fused=True, positions=False, context=200),
-    "GroupQueryAttention of half": Layout(fused=True, positions=False, half=True),
-    "weights beside it": Layout(external=True),
-    "a sliding window": Layout(window=20),
-}
 # Of lengths that end in the middle of a piece and of a padding, and some that have a beginning in common.
 TEXTS = ("a", "the theory", "the theory of " * 4, "the theory of everything else " * 5, "0123456789" * 3)
 

@@ -19,22 +19,11 @@ from ramify.verifier.backends.onnx import OnnxReader
 from ramify.verifier.backends.onnx_plan import PIECE_TOKENS
 from ramify.verifier.errors import StartupError
 from ramify.verifier.reading import Head, Labels, Pair, Row, Value
+from tests.unit.engines.onnx_models import LAYOUTS as ENGINES
 from tests.unit.engines.onnx_models import Decoder, Layout, make_tokenizer
 
 HEAD = Pair(7, 50)
-LAYOUTS = {
-    "today": Layout(),
-    "half": Layout(half=True),
-    "no position_ids": Layout(positions=False),
-    "neither position_ids nor attention_mask": Layout(positions=False, mask=False),
-    "num_logits_to_keep": Layout(keep="num_logits_to_keep"),
-    "logits_to_keep": Layout(keep="logits_to_keep", positions=False),
-    "merged": Layout(merged=True),
-    "GroupQueryAttention": Layout(fused=True, positions=False, context=200),
-    "weights beside it": Layout(external=True),
-    "a sliding window": Layout(window=20),
-    "in a folder of its own": Layout(file="onnx/model.onnx"),
-}
+LAYOUTS = ENGINES | {"in a folder of its own": Layout(file="onnx/model.onnx")}
 # Parts of rows: of lengths around those that padding goes to, and long ones.
 PARTS = [np.random.default_rng(count).integers(3, 250, count).astype(np.int32) for count in (1, 2, 7, 8, 9, 25, 33, 64)]
 
@@ -106,7 +95,7 @@ def test_all_layouts_say_what_the_weights_do(tmp_path: Path, name: str) -> None:
     assert bits(reader.read(rows)) == [bits(OnnxReader(tmp_path, HEAD, cache_bytes_max=0).read([row]))[0] for row in rows]
     tokens = 3 * sum(len(row.tokens) for row in rows)
     assert reader.tokens_read + reader.tokens_cached == tokens
-    assert (reader.segments > 0) == (name != "merged")
+    assert (reader.segments > 0) == (not layout.merged)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,10 @@ import tenacity
 from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, REMOVE_S, FleetConfig, SystemConfig, placed, straying
 from ramify.scheduler.actors.engine_keeper import EngineKeeper, opened
 from ramify.scheduler.actors.shard_actor import CUT_S, ShardStatus, name_of, start_shard
+from ramify.scheduler.errors import SchedulerError
 from ramify.scheduler.slots import SLOTS
 from ramify.store.jobs import ModelRow
+from ramify.verifier.errors import VerifierError
 
 log = logging.getLogger(__name__)
 
@@ -123,9 +125,16 @@ class Supervisor:
         return done
 
     async def _scorers(self) -> list[ModelRow]:
-        async with self._config.verifier() as verifier:
-            names = (await verifier.get_model()).models
-            models = [await verifier.get_model(name) for name in names]
+        try:
+            async with self._config.verifier() as verifier:
+                names = (await verifier.get_model()).models
+                models = [await verifier.get_model(name) for name in names]
+        except VerifierError as error:
+            where = self._config.verifier_address
+            raise SchedulerError(
+                f"the verifier at {where} can't be asked for its models ({error}): "
+                "see that it runs there, and speaks TLS if and as you have said"
+            ) from error
         return [ModelRow("checker" if m.backend == "rule" else "verifier", m.name, m.revision, "", "") for m in models]
 
     async def _keep_alive(self, index: int, shard: Shard) -> None:
