@@ -1068,6 +1068,7 @@ class JobSpec(_message.Message):
     GENERATORS_FIELD_NUMBER: _builtins.int
     ROUTING_FIELD_NUMBER: _builtins.int
     VERIFIERS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A name for people; need not be unique."""
     generator: _builtins.str
@@ -1076,6 +1077,10 @@ class JobSpec(_message.Message):
     """The process reward model that scores the steps, as the verifier names it, e.g. "tiny24-prm"."""
     checker: _builtins.str
     """A rule that checks the answer at the end, e.g. "countdown"; its verdict is reported and never steers the search."""
+    priority: _builtins.int
+    """Among the jobs of one tenant, those of a higher priority go first, for as long as they have something to do: from -100 to 100.
+    Tenants share the system by their weights, whatever their jobs' priorities.
+    """
     @_builtins.property
     def search(self) -> Global___Search:
         """The search and its knobs."""
@@ -1118,10 +1123,11 @@ class JobSpec(_message.Message):
         generators: _abc.Iterable[Global___Generator] | None = ...,
         routing: Global___Routing | None = ...,
         verifiers: _abc.Iterable[Global___Verifier] | None = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "prompt", b"prompt", "routing", b"routing", "search", b"search"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "checker", b"checker", "generator", b"generator", "generators", b"generators", "name", b"name", "prompt", b"prompt", "routing", b"routing", "search", b"search", "verifier", b"verifier", "verifiers", b"verifiers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "checker", b"checker", "generator", b"generator", "generators", b"generators", "name", b"name", "priority", b"priority", "prompt", b"prompt", "routing", b"routing", "search", b"search", "verifier", b"verifier", "verifiers", b"verifiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1271,12 +1277,15 @@ class Job(_message.Message):
     FINISH_TIME_FIELD_NUMBER: _builtins.int
     WAITS_FIELD_NUMBER: _builtins.int
     PINS_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Name of the job, given by the service."""
     request_id: _builtins.str
     """The request that made it."""
     state: Global___JobState.ValueType
     """Where it is."""
+    tenant: _builtins.str
+    """Whose job it is."""
     @_builtins.property
     def spec(self) -> Global___JobSpec:
         """What was asked for, with every default filled in."""
@@ -1318,10 +1327,11 @@ class Job(_message.Message):
         finish_time: _timestamp_pb2.Timestamp | None = ...,
         waits: _abc.Iterable[Global___Wait] | None = ...,
         pins: Global___Pins | None = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "finish_time", b"finish_time", "pins", b"pins", "progress", b"progress", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "finish_time", b"finish_time", "job_id", b"job_id", "pins", b"pins", "progress", b"progress", "request_id", b"request_id", "spec", b"spec", "start_time", b"start_time", "state", b"state", "waits", b"waits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "finish_time", b"finish_time", "job_id", b"job_id", "pins", b"pins", "progress", b"progress", "request_id", b"request_id", "spec", b"spec", "start_time", b"start_time", "state", b"state", "tenant", b"tenant", "waits", b"waits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

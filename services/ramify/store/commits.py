@@ -16,9 +16,10 @@ from ramify.store import snapshots as snapshot_codec
 from ramify.store.clock import Clock, now_ms
 from ramify.store.database import Database, insert_new
 from ramify.store.errors import Fenced
-from ramify.store.leases import Claim, Hold, check
+from ramify.store.leases import Claim, Hold, check, shard_of
 from ramify.store.rows import JobRow, change, change_and_record, locked
 from ramify.store.schema import jobs, results, segments, slots, snapshots
+from ramify.store.tenants import spend
 from ramify.store.wakeup import Channel, notify
 from ramify.v1 import job_pb2
 
@@ -65,7 +66,7 @@ async def write(database: Database, clock: Clock, claim: Claim, commit: Commit, 
             return int((await connection.execute(durable)).scalar_one())
         for slot, body in encoded.snapshots:
             await _add_snapshot(connection, slot, segment, body)
-        await _add_deltas(connection, clock, commit, encoded, segment, first_segment)
+        await _add_deltas(connection, clock, shard_of(claim.owner), commit, encoded, segment, first_segment)
         if commit.released:
             free = {"owner": "", "expires_ms": 0, "former": claim.owner}
             await connection.execute(update(slots).where(slots.c.slot.in_(commit.released)).values(free))
@@ -101,6 +102,7 @@ async def _add_snapshot(connection: AsyncConnection, slot: int, segment: int, bo
 async def _add_deltas(
     connection: AsyncConnection,
     clock: Clock,
+    shard: str,
     commit: Commit,
     encoded: Encoded,
     segment: int,
@@ -116,12 +118,23 @@ async def _add_deltas(
         return
     found = (await connection.execute(locked(select(jobs).where(jobs.c.job_id.in_(deltas)).order_by(jobs.c.number)))).all()
     at_ms = await clock(connection)
+    await spend(connection, shard, at_ms, _spent(found, deltas))
     for job in found:
         delta = deltas[job.job_id]
         new = list[TreeResult]()
         if job.state == job_pb2.JOB_STATE_RUNNING and delta.results:
             new = await _add_results(connection, job.number, delta, encoded.results[delta.job_id], segment, first_segment)
         await _add(connection, job, delta, new, at_ms)
+
+
+def _spent(found: Sequence[JobRow], deltas: Mapping[str, JobDelta]) -> dict[str, tuple[int, int]]:
+    """Steps and tokens by tenant."""
+    spent = dict[str, tuple[int, int]]()
+    for job in found:
+        delta = deltas[job.job_id]
+        steps, tokens = spent.get(job.tenant, (0, 0))
+        spent[job.tenant] = steps + delta.steps, tokens + delta.tokens
+    return {tenant: sums for tenant, sums in spent.items() if any(sums)}
 
 
 async def _add(connection: AsyncConnection, job: JobRow, delta: JobDelta, new: Sequence[TreeResult], at_ms: int) -> None:

@@ -6,7 +6,7 @@ import functools
 import os
 import socket
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from enum import IntEnum
 from pathlib import Path
@@ -207,7 +207,16 @@ async def take(connection: AsyncConnection, lock: Lock) -> None:
 
 def insert_new(connection: AsyncConnection, table: Any) -> Any:
     """INSERT that leaves out what is there already; waits for who is inserting the same. Not standard SQL."""
-    return (insert_sqlite if connection.dialect.name == "sqlite" else insert_postgresql)(table).on_conflict_do_nothing()
+    return _insert(connection)(table).on_conflict_do_nothing()
+
+
+def insert_changed(connection: AsyncConnection, table: Any, values: Mapping[str, Any], changed: Mapping[str, Any]) -> Any:
+    """INSERT of a row, or, where one of its primary key is there, an UPDATE that sets `changed`."""
+    return _insert(connection)(table).values(**values).on_conflict_do_update(index_elements=[*table.primary_key], set_=changed)
+
+
+def _insert(connection: AsyncConnection) -> Any:
+    return insert_sqlite if connection.dialect.name == "sqlite" else insert_postgresql
 
 
 class OnDatabase(Protocol):

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ramify.store.clock import Clock, now_ms
 from ramify.store.errors import JobNotFound
 from ramify.store.schema import events, jobs
+from ramify.store.tenants import unscoped
 from ramify.store.wakeup import Channel, notify
 from ramify.v1 import job_pb2
 
@@ -115,7 +116,8 @@ def job_message(row: JobRow, waits: Sequence[job_pb2.Wait] = ()) -> job_pb2.Job:
     """A row of `jobs`, and what the job waits for."""
     return job_pb2.Job(
         job_id=row.job_id,
-        request_id=row.request_id,
+        tenant=row.tenant,
+        request_id=unscoped(row.request_id),
         spec=job_pb2.JobSpec.FromString(row.spec),
         state=row.state,
         progress=progress_message(row),

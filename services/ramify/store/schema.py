@@ -4,6 +4,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -27,12 +28,20 @@ Serial = BigInteger().with_variant(Integer(), "sqlite")
 # Revisions of up to eight models. SQLite bounds no text, and can't alter a column: there it is as it was.
 Pins = String(128).with_variant(String(1024), "postgresql")
 
+# Whoever comes without a key, where none is asked for, is this tenant.
+DEFAULT_TENANT = "default"
+
+TenantName = String(64)
+
 jobs = Table(
     "jobs",
     metadata,
     Column("number", Serial, primary_key=True),  # order of creation
     Column("job_id", String(32), nullable=False, unique=True),
-    Column("request_id", String(128), nullable=False, unique=True),
+    Column("tenant", TenantName, nullable=False, default=DEFAULT_TENANT, server_default=DEFAULT_TENANT),
+    Column("priority", Integer, nullable=False, default=0, server_default="0"),  # among its tenant's: the higher one goes first
+    # Unique within a tenant: it stands after the tenant's name, see `tenants.scoped`. SQLite bounds no text: see `Pins`.
+    Column("request_id", String(128).with_variant(String(256), "postgresql"), nullable=False, unique=True),
     Column("spec", LargeBinary, nullable=False),  # JobSpec with every default filled in
     Column("spec_asked", LargeBinary, nullable=False),  # JobSpec as it came: what a repeated request is held against
     Column("state", Integer, nullable=False),  # JobState
@@ -59,6 +68,7 @@ jobs = Table(
     Column("started_ms", BigInteger),
     Column("finished_ms", BigInteger),
     Index("jobs_by_state", "state", "number"),
+    Index("jobs_by_tenant", "tenant", "state", "number"),
 )
 
 problems = Table(
@@ -205,3 +215,59 @@ models = Table(
     Column("delimiter", Text, nullable=False),
     Column("problem_format", String(64), nullable=False),
 )
+
+# Who shares the system. One that has no row has the defaults: weight 1, and no bounds.
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("name", TenantName, primary_key=True),
+    Column("weight", Float, nullable=False, default=1.0),  # its share as against the others that want something
+    Column("jobs_max", BigInteger),  # that are open at once; NULL: any number, here and below
+    Column("live_chains_max", BigInteger),
+    Column("tokens_per_day_max", BigInteger),  # days are UTC
+    Column("created_ms", BigInteger, nullable=False),
+)
+
+# API keys. The secret part is kept as its SHA-256 only.
+keys = Table(
+    "keys",
+    metadata,
+    Column("key_id", String(16), primary_key=True),  # the public part
+    Column("tenant", TenantName, nullable=False, index=True),
+    Column("role", String(16), nullable=False),  # read, submit or operate
+    Column("name", String(128), nullable=False),  # for people
+    Column("digest", LargeBinary, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("expires_ms", BigInteger),  # NULL: never
+    Column("revoked_ms", BigInteger),  # NULL: it is good
+)
+
+# What tenants have spent, by days since the epoch (UTC). Each shard writes rows of its own, so that none waits for another.
+usage = Table(
+    "usage",
+    metadata,
+    Column("tenant", TenantName, primary_key=True),
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    Column("shard", String(64), primary_key=True),
+    Column("steps", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+)
+
+# Who has done what.
+audit = Table(
+    "audit",
+    metadata,
+    Column("number", Serial, primary_key=True),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("tenant", TenantName, nullable=False),  # empty: nobody who is known
+    Column("key_id", String(64), nullable=False),  # or another name of who it was, e.g. the operator's at the store
+    Column("peer", String(128), nullable=False),  # where the call came from
+    Column("action", String(64), nullable=False),  # e.g. CancelJob, or keys.revoke
+    Column("subject", String(128), nullable=False),  # e.g. a job's id
+    Column("outcome", String(32), nullable=False),  # OK, or the status that it was refused with
+    Column("detail", Text, nullable=False),
+    Index("audit_by_tenant", "tenant", "number"),
+)
+
+# One row: the oldest revision of these tables whose code can still work with them.
+compatibility = Table("compatibility", metadata, Column("readable_from", String(32), primary_key=True))

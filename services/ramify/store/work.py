@@ -7,7 +7,7 @@ import numpy as np
 from sqlalchemy import and_, case, select, update
 
 from ramify.scheduler.commands import Commit
-from ramify.store import archive, commits, leases, recovery
+from ramify.store import archive, commits, leases, recovery, tenants
 from ramify.store.archive import Swept
 from ramify.store.clock import Clock, db_now_ms
 from ramify.store.database import Database, to_its_end
@@ -16,7 +16,8 @@ from ramify.store.leases import Beat, Claim, Report, Wait
 from ramify.store.ledger import Ledger
 from ramify.store.recovery import Recovered, Restarted
 from ramify.store.rows import JobRow
-from ramify.store.schema import jobs, problems, results
+from ramify.store.schema import DEFAULT_TENANT, jobs, problems, results
+from ramify.store.tenants import Standing
 from ramify.v1 import job_pb2
 
 __all__ = ["Beat", "Claim", "OpenJob", "Pins", "Recovered", "Report", "Restarted", "Swept", "Wait", "WaitingProblem", "Work"]
@@ -41,6 +42,8 @@ class OpenJob:
     problems_total: int
     started_ms: int
     pins: Pins
+    tenant: str = DEFAULT_TENANT
+    priority: int = 0  # among its tenant's jobs: the higher one goes first
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +130,24 @@ class Work:
         async with self.database.read() as connection:
             rows = (await connection.execute(query)).all()
         return [
-            OpenJob(row.number, row.job_id, job_pb2.JobSpec.FromString(row.spec), row.problems_total, row.started_ms, _pins(row))
+            OpenJob(
+                row.number,
+                row.job_id,
+                job_pb2.JobSpec.FromString(row.spec),
+                row.problems_total,
+                row.started_ms,
+                _pins(row),
+                row.tenant,
+                row.priority,
+            )
             for row in rows
         ]
+
+    @to_its_end
+    async def standings(self) -> dict[str, Standing]:
+        """See `Tenants.standings`."""
+        async with self.database.read() as connection:
+            return await tenants.standings(connection, await self._clock(connection))
 
     @to_its_end
     async def waiting(self, job: OpenJob, slots: Sequence[int], after: int, limit: int) -> list[WaitingProblem]:
