@@ -18,6 +18,7 @@ from tests.e2e.conftest import MODELS, RAMIFY, Up
 from tests.unit.engines.completions_server import CompletionsServer, answer
 
 PATIENCE_S = 90
+POISONED = 7
 NONSENSE = "I am a teapot"
 CONTEXT = 200  # tokens, which are bytes
 FLEET = f"""
@@ -27,7 +28,8 @@ spec = "onnx:{MODELS / "generator"}"
 
 [[engines]]
 name = "lines"
-spec = "simulated?time_scale=0&context_tokens_max={CONTEXT}&step_tokens_max=12&end_probability=0"
+count = 2
+spec = "simulated?time_scale=0&context_tokens_max={CONTEXT}&step_tokens_max=12&end_probability=0&crash_on=poison"
 
 [[engines]]
 name = "teapot"
@@ -171,7 +173,7 @@ def test_a_stop_string_that_never_comes(house: House) -> None:
 def test_a_stop_string_that_an_engine_refuses(house: House) -> None:
     _, said, results = house.run(["a", "b"], *SIMULATED, "step=STOP", "max_steps=3")
     told = "EngineError: the delimiter 'STOP' is no single byte that steps do not hold otherwise"
-    assert all(result.message == f"lost 5 times: engine lines:0 failed: {told}" for result in results), results
+    assert all(re.fullmatch(rf"lost 5 times: engine lines:[01] failed: {told}", result.message) for result in results), results
     assert "was set aside: lost 5 times" in said
     house.good()
 
@@ -199,6 +201,21 @@ def test_an_endpoint_that_answers_nonsense(house: House) -> None:
     assert re.search(rf"problem 0 was set aside: lost 5 times: engine teapot:0 failed: EngineAway: http\S+ {why}", said)
     assert "answered 0 of 1 · 1 failed" in said
     assert why in house.shown("results", house.nonsense)
+    house.good()
+
+
+def test_a_problem_that_kills_every_engine_is_set_aside(house: House) -> None:
+    """The job goes on: real engines, that really die."""
+    problems = [f"problem {index}" if index != POISONED else "the poisoned problem" for index in range(30)]
+    job, _, results = house.run(problems, *SIMULATED, "max_steps=3", "cut=answer")
+    assert [result.problem_index for result in results if result.outcome == job_pb2.OUTCOME_FAILED] == [POISONED]
+    message = results[POISONED].message
+    assert re.match("lost 5 times: engine lines:[01] failed: Actor(Died|Unavailable)Error", message), message
+    progress = house.client.job(job).progress
+    assert progress.problems_failed == 1
+    assert progress.retries >= 4 * 4, "its own steps, and those of others that were beside them"
+    assert all(result.answer for result in results if result.problem_index != POISONED), "nobody else has lost a thing"
+    assert all("lost" not in result.message for result in results if result.problem_index != POISONED)
     house.good()
 
 

@@ -101,7 +101,7 @@ def test_guarantee_09_the_gateway_is_killed(place: Place, system: System) -> Non
     run.report("the gateway is killed")
 
 
-@pytest.mark.faults  # tests/e2e/test_simulated.py does it on one node
+@pytest.mark.faults  # tests/e2e/test_bad_input.py does it on one node
 def test_guarantee_07_a_problem_that_kills_every_engine_is_set_aside(place: Place, system: System) -> None:
     with running(system, place.steps, problems(poisoned=True)) as run:
         found = run.end()
@@ -113,6 +113,7 @@ def test_guarantee_07_a_problem_that_kills_every_engine_is_set_aside(place: Plac
     run.report("a problem kills every engine")
 
 
+@pytest.mark.faults  # tests/e2e/test_durability.py does it as a user would
 def test_guarantee_06_everything_is_stopped_in_order_and_started_again(place: Place, system: System) -> None:
     """A drain ends within the time that is stated, and gives all slots back: no lease has to end."""
     with running(system, place.steps) as run:
