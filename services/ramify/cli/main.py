@@ -249,6 +249,12 @@ def demo(context: typer.Context) -> None:
     _pass_on(context, "ramify.cli.local", "demo")
 
 
+@app.command("migrate", context_settings=_PASS_ON, add_help_option=False)
+def migrate(context: typer.Context) -> None:
+    """Bring a store's tables up to date."""
+    _pass_on(context, "ramify.cli.migrate", "migrate")
+
+
 @app.command("verifier", context_settings=_PASS_ON, add_help_option=False)
 def verifier(context: typer.Context) -> None:
     """The verifier alone: serve it, or score a file of solutions."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import logging
 import os
 import socket
 import sqlite3
@@ -12,9 +13,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-import alembic.command
 import tenacity
-from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, event, func, select
 from sqlalchemy.dialects.postgresql import insert as insert_postgresql
@@ -23,12 +22,15 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from ramify.store.errors import CannotOpen, Contention
-from ramify.store.failures import reason, translated
+from ramify.store.errors import CannotOpen, Contention, StoreBusy
+from ramify.store.failures import kind_of, reason, translated
+from ramify.store.migration import Migration, upgrade
 from ramify.store.wakeup import announce, forget
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection as PsycopgConnection
+
+log = logging.getLogger(__name__)
 
 POOL_SIZE = 8  # connections that are kept open
 POOL_OVERFLOW = 8  # more of them, for as long as they are needed
@@ -48,6 +50,12 @@ KEEPALIVE_S = 10  # of silence, until the first of
 KEEPALIVES = 3  # questions, each
 KEEPALIVE_EVERY_S = 5  # after the other
 UNACKNOWLEDGED_MS = 25_000  # the same for what was sent
+
+# A table that is to change must be nobody's for a moment. Until it is, all who come later queue behind whoever wants to change
+# it: so that one gives up after MIGRATION_LOCK_MS, lets them pass, and comes again.
+MIGRATION_LOCK_MS = 2_000
+MIGRATION_PAUSE_S = (1.0, 3.0)  # between two tries, from and to
+MIGRATION_S = 600.0  # of tries
 
 _CLIENT = {
     "connect_timeout": CONNECT_S,
@@ -166,24 +174,45 @@ class Database:
                 yield connection
             await announce(connection)
 
-    async def migrate(self) -> None:
+    async def migrate(self) -> Migration:
         """Bring the tables up to date; creates SQLite's file and the tables if there are none. Safe to call at once.
 
+        Others may work meanwhile: they wait for seconds at most. What has tables of a newer version that this one can work with,
+        as its `compatibility` says, stays as it is.
+
         Raises:
-            CannotOpen: the database can't be reached, or a newer version of Ramify has written it.
+            CannotOpen: the database can't be reached, a newer version of Ramify has written it that this one can't work with,
+                or others have held its tables for all of `MIGRATION_S`.
         """
         url = make_url(self.url)
         try:
             if self._sqlite and url.database:
                 Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-            async with self._writing() as connection:
-                if not self._sqlite:  # to change a large table takes its time, and so does to wait for who does it
-                    await connection.exec_driver_sql("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
-                await take(connection, Lock.MIGRATION)
-                await connection.run_sync(_upgrade)
-        except (SQLAlchemyError, CommandError, OSError) as error:
+            again = tenacity.AsyncRetrying(
+                retry=tenacity.retry_if_exception(_is_busy),
+                stop=tenacity.stop_after_delay(MIGRATION_S),
+                wait=tenacity.wait_random(*MIGRATION_PAUSE_S),
+                before_sleep=lambda _: log.warning("others hold the store's tables, which are to change: trying again"),
+                reraise=True,
+            )
+            done = await again(self._migrate)
+        except (SQLAlchemyError, CommandError, CannotOpen, OSError) as error:
             await self.close()
-            raise CannotOpen(f"the store {url.render_as_string(hide_password=True)} can't be used: {reason(error)}") from error
+            told = reason(error)
+            if _is_busy(error):
+                told += ": others hold what it takes; end what lasts so long there, such as a backup, and try again"
+            raise CannotOpen(f"the store {url.render_as_string(hide_password=True)} can't be used: {told}") from error
+        if done.before != done.after:
+            log.info("the store's tables are of revision %s now, and were of %s", done.after, done.before or "none")
+        return done
+
+    async def _migrate(self) -> Migration:
+        async with self._writing() as connection:
+            if not self._sqlite:  # to change a large table takes its time
+                bounds = f"SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = {MIGRATION_LOCK_MS}"
+                await connection.exec_driver_sql(bounds)
+            await take(connection, Lock.MIGRATION)
+            return await connection.run_sync(upgrade)
 
     def in_background(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run something until `close`."""
@@ -273,11 +302,9 @@ def _arguments(url: URL) -> dict[str, Any]:
     return arguments
 
 
-def _upgrade(connection: Connection) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    config.attributes["connection"] = connection
-    alembic.command.upgrade(config, "head")
+def _is_busy(error: BaseException) -> bool:
+    """Whether the database could do it once others let it."""
+    return isinstance(error, SQLAlchemyError) and issubclass(kind_of(error) or type(error), StoreBusy)
 
 
 def _set_up_sqlite(connection: Any, _record: object) -> None:

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 OF_SQLSTATE: Mapping[str, type[StoreOutage]] = MappingProxyType(
     {
         "08": StoreUnavailable,  # the connection failed
+        "0A000": Contention,  # a migration has changed what a statement was prepared for, which is forgotten with the transaction
         "25006": StoreUnavailable,  # a standby, or a primary that has become one
         "25P03": StoreUnavailable,  # this client stood still within a transaction for too long
         "40001": Contention,  # serialization failure

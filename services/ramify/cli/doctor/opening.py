@@ -2,17 +2,15 @@
 
 from pathlib import Path
 
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-import ramify.store
 from ramify.cli.doctor.findings import Finding, Level, size, words
 from ramify.cli.doctor.subject import Subject, shown, sqlite_path
 from ramify.store.database import EXAMPLES, Database
 from ramify.store.errors import CannotOpen, StoreOutage
+from ramify.store.migration import Fit, look, newest
 
 #: First bytes of every SQLite file.
 _MAGIC = b"SQLite format 3\0"
@@ -83,27 +81,28 @@ def _no_answer(subject: Subject, told: str, outage: bool) -> Finding:
 
 async def schema(subject: Subject) -> Finding:
     """Whether the tables are those of this version. OK means that every other check can be made."""
-    scripts = ScriptDirectory(str(Path(ramify.store.__file__).parent / "migrations"))
-    head, known = scripts.get_current_head(), {script.revision for script in scripts.walk_revisions()}
     async with subject.database.read() as connection:
-        found = await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_revision())
-    if found == head:
+        tables = await connection.run_sync(look)
+    found, head = tables.revision, newest()
+    if tables.fit is Fit.CURRENT:
         return Finding("schema", Level.OK, f"{head}, which is this version's")
-    migrate = f"`ramify up`, or `python -m ramify.gateway --store '{make_url(subject.database.url).render_as_string()}'`,"
-    if found is None:
+    if tables.fit is Fit.AHEAD:
+        return Finding("schema", Level.OK, f"{found}, of a newer version of Ramify, which this one ({head}) can work with")
+    migrate = f"`ramify migrate --store '{make_url(subject.database.url).render_as_string()}'`"
+    if tables.fit is Fit.MISSING:
         return Finding(
             "schema",
             Level.BAD,
             "the database has no tables of Ramify",
             remedy=f"{migrate} makes them; if they are elsewhere, give the right address",
         )
-    if found in known:
+    if tables.fit is Fit.OLD:
         return Finding(
             "schema",
             Level.BAD,
             f"the tables are of an older version: {found}, and this one has {head}",
             why="this version can't work with them, and most checks can't be made",
-            remedy=f"{migrate} of this version brings them up to date when it starts; make a backup before",
+            remedy=f"{migrate} of this version brings them up to date; make a backup before",
         )
     return Finding(
         "schema",
