@@ -12,6 +12,7 @@ import numpy as np
 from ramify.gateway.admission import check_budget, check_problems, check_request_id, fill_spec
 from ramify.gateway.errors import InvalidRequest, Stopping, TooManyCalls, UploadIdle
 from ramify.gateway.limits import GatewayLimits
+from ramify.gateway.metrics import Metrics
 from ramify.gateway.pages import page_size, read_token, token
 from ramify.gateway.trees import tree_message
 from ramify.gateway.watching import Pulse
@@ -33,9 +34,9 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class JobService(JobServiceServicer):
     """See the module and `job_service.proto`."""
 
-    def __init__(self, database: Database, limits: GatewayLimits) -> None:
+    def __init__(self, database: Database, limits: GatewayLimits, metrics: Metrics) -> None:
         self._jobs, self._uploads, self._standing = Jobs(database), Uploads(database), Standing(database)
-        self._limits = limits
+        self._limits, self._metrics = limits, metrics
         self._pulse = Pulse(self._jobs, limits.poll_s)
         self._open_uploads = Places("uploads", limits.uploads_max)
         self._open_watches = Places("watches", limits.watches_max)
@@ -145,16 +146,19 @@ class JobService(JobServiceServicer):
                     f"cursor is {cursor}, but the history of job {request.job_id} ends at {history.cursor}: "
                     "give the last one that you saw, or 0 for the whole history"
                 )
+            waited = False
             while True:
                 for event in history.events:
                     yield job_service_pb2.WatchJobResponse(event=event)
                     cursor = event.cursor
+                if waited and history.events:
+                    self._metrics.watched(history.events[0].time.ToMilliseconds() / 1000)
                 if cursor < history.cursor:  # more than one read brings
                     history = await self._jobs.history(request.job_id, cursor)
                 elif history.state in FINAL:
                     return
                 else:
-                    history = await self._pulse.beyond(request.job_id, cursor)
+                    history, waited = await self._pulse.beyond(request.job_id, cursor), True
 
     async def ListResults(  # noqa: N802
         self, request: job_service_pb2.ListResultsRequest, context: Context

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import grpc
 import pytest
 from google.rpc import status_pb2
+from prometheus_client import CollectorRegistry
 
 from ramify.gateway.limits import GatewayLimits
 from ramify.gateway.server import Gateway
@@ -96,10 +97,10 @@ class System:
 
 
 @asynccontextmanager
-async def running(url: str, limits: GatewayLimits) -> AsyncIterator[System]:
+async def running(url: str, limits: GatewayLimits, registry: CollectorRegistry | None = None) -> AsyncIterator[System]:
     database = Database(url)
     await database.migrate()
-    gateway = Gateway(database, limits)
+    gateway = Gateway(database, limits, registry=registry)
     port = await gateway.start("127.0.0.1:0")
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -6,13 +6,14 @@ import contextlib
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
+from ramify.metrics import metrics_server
 from ramify.process import stop_event, write_ready_file
 from ramify.tls import TlsError, server_tls
 from ramify.verifier.backends.base import Scorer
@@ -75,7 +76,10 @@ async def _serve(options: argparse.Namespace) -> None:
         raise StartupError(f"--tls-cert, --tls-key and --tls-client-ca: {error}") from error
     with contextlib.ExitStack() as ends:
         if options.metrics:
-            ends.enter_context(_metrics_server(options.metrics, registry))
+            try:
+                ends.enter_context(metrics_server(options.metrics, registry))
+            except OSError as error:
+                raise StartupError(str(error)) from error
         server = VerifierServer(Limits(options.queue_chains_max, options.memory_mib << 20), tls=tls, registry=registry)
         address = await server.start(options.listen)
         await _run(server, address, options, stop)
@@ -122,22 +126,6 @@ def _in_background(load: Callable[[], list[Scorer]]) -> asyncio.Future[list[Scor
 
     threading.Thread(target=run, daemon=True, name="loading").start()
     return found
-
-
-@contextlib.contextmanager
-def _metrics_server(listen: str, registry: CollectorRegistry) -> Iterator[None]:
-    """Serves what is in the registry over HTTP, in a thread of its own."""
-    host, _, port = listen.rpartition(":")
-    try:
-        server, _ = start_http_server(int(port), host or "127.0.0.1", registry)
-    except (OSError, ValueError, OverflowError) as error:
-        raise StartupError(f"cannot serve metrics on '{listen}': {error}") from error
-    logger.info("metrics are at http://%s:%d/metrics", host, server.server_port)
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 if __name__ == "__main__":
