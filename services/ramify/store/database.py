@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from enum import IntEnum
 from pathlib import Path
@@ -118,6 +118,7 @@ class Database:
             raise CannotOpen(f"{kind} is no store that Ramify knows; give one like {EXAMPLES}")
         self._sqlite = kind == _SQLITE
         self.running: set[asyncio.Task[Any]] = set()  # transactions, see `to_its_end`
+        self.queues: dict[Hashable, Any] = {}  # of those that wait for one, see `together`
         self._background: set[asyncio.Task[None]] = set()
         self._one_writer = asyncio.Lock()  # SQLite has one at a time: within a process tasks queue here, not in the database
         if self._sqlite:
@@ -248,6 +249,15 @@ def _insert(connection: AsyncConnection) -> Any:
     return insert_sqlite if connection.dialect.name == "sqlite" else insert_postgresql
 
 
+again = tenacity.retry(
+    retry=tenacity.retry_if_exception_type(Contention),
+    stop=tenacity.stop_after_attempt(TRIES_MAX),
+    wait=tenacity.wait_random(max=0.1),  # seconds
+    reraise=True,
+)
+"""Makes a transaction start again that another one has undone."""
+
+
 class OnDatabase(Protocol):
     """What has methods that are transactions."""
 
@@ -270,15 +280,10 @@ def to_its_end(
     One that PostgreSQL has undone because another stood in its way (a deadlock) starts again, up to `TRIES_MAX` times: so the
     method must change nothing but the database before it has committed.
     """
-    again = tenacity.retry(
-        retry=tenacity.retry_if_exception_type(Contention),
-        stop=tenacity.stop_after_attempt(TRIES_MAX),
-        wait=tenacity.wait_random(max=0.1),  # seconds
-        reraise=True,
-    )(method)
+    persistent = again(method)
 
     async def run(self: _Self, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        task = asyncio.create_task(again(self, *args, **kwargs))
+        task = asyncio.create_task(persistent(self, *args, **kwargs))
         self.database.running.add(task)
         task.add_done_callback(self.database.running.discard)
         try:
