@@ -26,7 +26,7 @@ class Transactions:
             raise self.raises.pop()
         return [JobNotFound(f"no {number}") if number < 0 else f"answer {number}" for number in numbers]
 
-    async def ask(self, *numbers: int) -> list[asyncio.Future[str]]:
+    async def ask(self, *numbers: int) -> Sequence[asyncio.Future[str]]:
         """Calls, of which the first one's transaction runs already."""
         first, *others = numbers
         calls = [asyncio.ensure_future(self._ask(self.database, first))]
