@@ -1,5 +1,6 @@
 """What a job must satisfy before anything of it is stored."""
 
+import unicodedata
 from collections.abc import Sequence
 
 from ramify.gateway.errors import InvalidRequest, NotReady
@@ -19,6 +20,8 @@ CHUNK_MAX = 10_000  # problems a message
 PROMPT_MAX = 64 * 1024  # characters of a system prompt, or of a template
 STEP_PROMPT_MAX = 1024
 THOUGHTS_END_MAX = 64
+REGIONS_MAX = 100
+PRIORITY_MAX = 100  # and its negative the least
 WEIGHT_MAX = 10**6  # of a price, a round trip, carbon, or a model
 MODELS_MAX = 8  # generators, and verifiers, of one job
 TEMPERATURES = (0.01, 100)  # of a verifier's scores
@@ -30,6 +33,8 @@ def check_request_id(request_id: str) -> None:
     if not request_id:
         raise InvalidRequest("request_id is missing in the first message; make one up, best a UUID, and repeat it on a retry")
     _check_text("request_id", request_id, REQUEST_ID_MAX)
+    if any(unicodedata.category(character) == "Cc" for character in request_id):
+        raise InvalidRequest(f"request_id {request_id!r} holds a control character: take a printable one, best a UUID")
 
 
 def fill_spec(spec: job_pb2.JobSpec, models: Sequence[ModelRow]) -> job_pb2.JobSpec:
@@ -40,6 +45,8 @@ def fill_spec(spec: job_pb2.JobSpec, models: Sequence[ModelRow]) -> job_pb2.JobS
         NotReady: the system has no models.
     """
     _check_text("spec.name", spec.name, NAME_MAX)
+    if abs(spec.priority) > PRIORITY_MAX:
+        raise InvalidRequest(f"spec.priority is {spec.priority}, not from -{PRIORITY_MAX} to {PRIORITY_MAX}")
     generators = fill_generators(spec, models)
     verifiers = fill_verifiers(spec, models)
     checker = _model("checker", spec.checker, models).name if spec.checker else ""
@@ -69,6 +76,7 @@ def fill_spec(spec: job_pb2.JobSpec, models: Sequence[ModelRow]) -> job_pb2.JobS
         budget=spec.budget,
         prompt=fill_prompt(spec.prompt),
         routing=check_routing(spec.routing) if spec.HasField("routing") else None,
+        priority=spec.priority,
     )
 
 
@@ -180,6 +188,8 @@ def check_routing(routing: job_pb2.Routing) -> job_pb2.Routing:
     for field, value in routing.ListFields():
         if field.name != "regions" and not 0 <= value <= WEIGHT_MAX:
             raise InvalidRequest(f"spec.routing.{field.name} is {value}, not from 0 to {WEIGHT_MAX:,}")
+    if len(routing.regions) > REGIONS_MAX:
+        raise InvalidRequest(f"spec.routing.regions are {len(routing.regions)}, but at most {REGIONS_MAX} are allowed")
     for at, region in enumerate(routing.regions):
         _check_text(f"spec.routing.regions {at}", region, NAME_MAX)
         if not region:

@@ -1,10 +1,13 @@
 """Errors of the gateway, and the one table from errors to gRPC status."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 import grpc
-from google.rpc import status_pb2
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -15,8 +18,12 @@ from ramify.store.errors import (
     Damaged,
     DiskFull,
     Fenced,
+    InvalidName,
     JobNotFound,
+    KeyNotFound,
     ProblemNotFound,
+    QuotaExceeded,
+    QuotaTooSmall,
     StoreBusy,
     StoreError,
     StoreOutage,
@@ -42,6 +49,18 @@ class TooManyCalls(GatewayError):
     """More open calls of a kind than the gateway bears."""
 
 
+class Unauthenticated(GatewayError):
+    """The gateway doesn't know the caller: it has no key, or none that is good."""
+
+
+class Forbidden(GatewayError):
+    """The caller is known and may not do this."""
+
+
+class SlowReader(GatewayError):
+    """The client does not read what it has asked for."""
+
+
 class UploadIdle(GatewayError):
     """An upload has brought nothing for too long."""
 
@@ -65,6 +84,11 @@ STATUS: Mapping[type[Exception], grpc.StatusCode] = MappingProxyType(
         NotReady: grpc.StatusCode.UNAVAILABLE,
         UploadIdle: grpc.StatusCode.UNAVAILABLE,  # which clients answer by taking the upload up again
         Stopping: grpc.StatusCode.UNAVAILABLE,
+        Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+        Forbidden: grpc.StatusCode.PERMISSION_DENIED,
+        SlowReader: grpc.StatusCode.UNAVAILABLE,  # likewise: it goes on where it was
+        QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+        QuotaTooSmall: grpc.StatusCode.FAILED_PRECONDITION,  # another time is no better, but another bound is
         TooManyCalls: grpc.StatusCode.RESOURCE_EXHAUSTED,
         # Clients try again by themselves what is UNAVAILABLE; a full disk waits for somebody.
         StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
@@ -73,11 +97,13 @@ STATUS: Mapping[type[Exception], grpc.StatusCode] = MappingProxyType(
         DiskFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
         StoreOutage: grpc.StatusCode.UNAVAILABLE,
         SQLAlchemyError: grpc.StatusCode.UNAVAILABLE,  # what the database fails with otherwise
-        # These have no caller: a gateway holds no slots, and does not serve before it listens and its store is open.
+        # These have no caller: a gateway holds no slots, makes no keys, and does not serve before it listens.
         Fenced: grpc.StatusCode.INTERNAL,
         Damaged: grpc.StatusCode.DATA_LOSS,  # readers tell it beside what is whole
         CannotListen: grpc.StatusCode.INTERNAL,
         CannotOpen: grpc.StatusCode.INTERNAL,
+        InvalidName: grpc.StatusCode.INTERNAL,
+        KeyNotFound: grpc.StatusCode.INTERNAL,
         GatewayError: grpc.StatusCode.INTERNAL,
         StoreError: grpc.StatusCode.INTERNAL,
     }
@@ -89,8 +115,20 @@ def status_of(error: Exception) -> grpc.Status:
     """The status, as code, message and google.rpc.Status, that tells a caller of an error."""
     code = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), grpc.StatusCode.INTERNAL)
     number: int = code.value[0]
-    status: grpc.Status = rpc_status.to_status(status_pb2.Status(code=number, message=_message(error)))
+    body = status_pb2.Status(code=number, message=_message(error))
+    for detail in _details(error, body.message):
+        body.details.add().Pack(detail)
+    status: grpc.Status = rpc_status.to_status(body)
     return status
+
+
+def _details(error: Exception, message: str) -> Iterator[Message]:
+    """What programs are told beside the message."""
+    if isinstance(error, QuotaExceeded):
+        violation = error_details_pb2.QuotaFailure.Violation(subject=f"tenant:{error.tenant}", description=message)
+        yield error_details_pb2.QuotaFailure(violations=[violation])
+        if error.retry_s is not None:
+            yield error_details_pb2.RetryInfo(retry_delay=Duration(seconds=math.ceil(error.retry_s)))
 
 
 def _message(error: Exception) -> str:

@@ -5,9 +5,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class GatewayLimits:
-    """Each protects the gateway from clients that leave calls open."""
+    """Each protects the gateway from clients that leave calls open, and tenants from each other."""
 
-    watches_max: int = 1000  # open at once
-    uploads_max: int = 1000  # open at once
+    watches_max: int = 4096  # open at once
+    uploads_max: int = 1024  # open at once
+    calls_max: int = 8192  # of any kind, open at once
+    tenant_watches_max: int = 2048  # of one tenant, likewise
+    tenant_uploads_max: int = 512
+    tenant_calls_max: int = 4096
     upload_idle_s: float = 300.0  # between two messages of an upload
+    read_s: float = 60.0  # for a client to read a message
     poll_s: float = 0.1  # how far a watch may lag behind a commit
+    key_fresh_s: float = 1.5  # how long a key that was revoked may still be taken
+    key_recheck_s: float = 5.0  # between two looks at the keys of streams that are open

@@ -1,7 +1,7 @@
 """What an operator sees of a gateway, for Prometheus. No label holds a job's id or a caller's words."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -45,7 +45,7 @@ class Metrics:
             name("watch_delay_seconds"), "From an event's commit to its being sent to a watch", buckets=SECONDS, registry=registry
         )
 
-    def expect(self, methods: list[str]) -> None:
+    def expect(self, methods: Iterable[str]) -> None:
         """Tell of these from the start: a rate needs to have seen a zero."""
         for method in methods:
             self._calls.labels(method, grpc.StatusCode.OK.name)

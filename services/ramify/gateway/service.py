@@ -2,18 +2,19 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, TypeAlias
 
 import grpc
 import numpy as np
 
+from ramify.gateway.access import caller
 from ramify.gateway.admission import check_budget, check_problems, check_request_id, fill_spec
-from ramify.gateway.errors import InvalidRequest, Stopping, TooManyCalls, UploadIdle
+from ramify.gateway.errors import InvalidRequest, Stopping, UploadIdle
 from ramify.gateway.limits import GatewayLimits
 from ramify.gateway.metrics import Metrics
 from ramify.gateway.pages import page_size, read_token, token
+from ramify.gateway.places import Places
 from ramify.gateway.trees import tree_message
 from ramify.gateway.watching import Pulse
 from ramify.scheduler.forest.ids import root_ids
@@ -35,13 +36,23 @@ class JobService(JobServiceServicer):
     """See the module and `job_service.proto`."""
 
     def __init__(self, database: Database, limits: GatewayLimits, metrics: Metrics) -> None:
-        self._jobs, self._uploads, self._standing = Jobs(database), Uploads(database), Standing(database)
+        self._database, self._standing = database, Standing(database)
         self._limits, self._metrics = limits, metrics
-        self._pulse = Pulse(self._jobs, limits.poll_s)
-        self._open_uploads = Places("uploads", limits.uploads_max)
-        self._open_watches = Places("watches", limits.watches_max)
+        self._pulse = Pulse(Jobs(database), limits.poll_s)
+        self._open_uploads = Places("uploads", limits.uploads_max, limits.tenant_uploads_max)
+        self._open_watches = Places("watches", limits.watches_max, limits.tenant_watches_max)
         self._awaited: set[asyncio.Timeout] = set()  # uploads whose next message is not there yet
         self._stopping = False
+
+    @property
+    def _jobs(self) -> Jobs:
+        """Those that the caller may see."""
+        return Jobs(self._database, by=caller().actor)
+
+    @property
+    def _uploads(self) -> Uploads:
+        """Those of the caller."""
+        return Uploads(self._database, by=caller().actor)
 
     def stop(self) -> None:
         """End the calls that would stay open by themselves."""
@@ -56,7 +67,7 @@ class JobService(JobServiceServicer):
         """See `job_service.proto`."""
         call = secrets.token_hex(16)
         job: job_pb2.Job | None = None
-        with self._open_uploads.one():
+        with self._open_uploads.one(caller().actor.tenant):
             while (request := await self._next(request_iterator)) is not None:
                 try:
                     job = await (self._append(job, request, call) if job is not None else self._create(request, call))
@@ -139,7 +150,7 @@ class JobService(JobServiceServicer):
     ) -> AsyncIterator[job_service_pb2.WatchJobResponse]:
         """See `job_service.proto`."""
         cursor = request.cursor
-        with self._open_watches.one():
+        with self._open_watches.one(caller().actor.tenant):
             history = await self._jobs.history(request.job_id, cursor)
             if cursor > history.cursor:
                 raise InvalidRequest(
@@ -182,21 +193,3 @@ class JobService(JobServiceServicer):
         if found.result is not None:
             tree.result.CopyFrom(found.result)
         return job_service_pb2.GetTreeResponse(tree=tree)
-
-
-class Places:
-    """Bounds the open calls of one kind."""
-
-    def __init__(self, what: str, most: int) -> None:
-        self._what, self._most, self._taken = what, most, 0
-
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        """Holds a place. Raises `TooManyCalls`."""
-        if self._taken >= self._most:
-            raise TooManyCalls(f"this gateway holds {self._most} open {self._what}, which is its bound: try again later")
-        self._taken += 1
-        try:
-            yield
-        finally:
-            self._taken -= 1

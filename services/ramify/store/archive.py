@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ramify.scheduler.forest.ids import tree_ids
 from ramify.scheduler.slots import SLOTS, in_slots, slot_of
+from ramify.store import audit, tenants
 from ramify.store import segments as codec
 from ramify.store.clock import Clock
 from ramify.store.database import Database, insert_new
@@ -209,6 +210,9 @@ async def sweep(database: Database, clock: Clock, retention_ms: int | None) -> S
         await connection.execute(snapshots.delete().where(snapshots.c.segment_id < floor))
         lowest = int(await connection.scalar(select(func.min(slots.c.floor))) or 0)
         await connection.execute(damages.delete().where(damages.c.segment_id < lowest))
+        now = await clock(connection)
+        await audit.expire(connection, now)
+        await tenants.expire(connection, now)
     gone = 0
     # Short transactions: whoever commits need not wait for long.
     while True:

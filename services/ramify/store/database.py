@@ -110,7 +110,7 @@ class Database:
             parsed = make_url(url)
             kind = f"{parsed.get_backend_name()}+{parsed.get_driver_name()}"
             self.engine: AsyncEngine = create_async_engine(
-                parsed, **_POOL, **_ENGINE.get(kind, {}), connect_args=_arguments(parsed)
+                parsed, hide_parameters=True, **_POOL, **_ENGINE.get(kind, {}), connect_args=_arguments(parsed)
             )
         except (SQLAlchemyError, ImportError, ValueError, TypeError) as error:
             raise CannotOpen(f"this is no store that can be opened ({reason(error)}); give one like {EXAMPLES}") from error

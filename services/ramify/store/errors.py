@@ -57,6 +57,26 @@ class UploadEnded(StoreError):
     """The upload was cancelled, undone by another call or expired while this call was at it."""
 
 
+class InvalidName(StoreError):
+    """A tenant or a key can't be called so; the operator's fault."""
+
+
+class KeyNotFound(StoreError):
+    """No API key of that id; the operator's fault."""
+
+
+class QuotaExceeded(StoreError):
+    """A tenant has used up what it may have; the same call succeeds once there is room again."""
+
+    def __init__(self, message: str, tenant: str, retry_s: float | None = None) -> None:
+        super().__init__(message)
+        self.tenant, self.retry_s = tenant, retry_s  # seconds until there will be room, where that is known
+
+
+class QuotaTooSmall(StoreError):
+    """A job needs more at once than its tenant may ever have."""
+
+
 class Damaged(StoreError):
     """Bytes in the store are not what was written."""
 

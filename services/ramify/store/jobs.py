@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ramify.scheduler.commands import NodeRows
 from ramify.scheduler.forest.ids import tree_ids
+from ramify.store.audit import Actor, record
 from ramify.store.clock import Clock, db_now_ms
 from ramify.store.database import Database, Lock, take, to_its_end
 from ramify.store.errors import ProblemNotFound
@@ -58,18 +59,26 @@ class TreeRead:
 
 
 class Jobs:
-    """See the module."""
+    """See the module. Another tenant's job is as one that isn't there."""
 
-    def __init__(self, database: Database, clock: Clock = db_now_ms) -> None:
-        """`clock`: the time by which leases are judged, in milliseconds; for tests."""
+    def __init__(self, database: Database, clock: Clock = db_now_ms, *, by: Actor | None = None) -> None:
+        """Cheap to make.
+
+        Args:
+            database: the store.
+            clock: the time by which leases are judged, in milliseconds; for tests.
+            by: who asks: it sees what it may see, and what it does is written down; None: the system itself, which sees all.
+        """
         self.database = database
         self._clock = clock
+        self._by = by
+        self._scope = None if by is None else by.scope
 
     @to_its_end
     async def get(self, job_id: str) -> job_pb2.Job:
         """One job. Raises `JobNotFound`."""
         async with self.database.read() as connection:
-            row = await job_row(connection, job_id)
+            row = await job_row(connection, job_id, self._scope)
             return job_message(row, (await _waits(connection, await self._clock(connection))).get(job_id, ()))
 
     @to_its_end
@@ -86,6 +95,8 @@ class Jobs:
             query = query.where(jobs.c.number < before)
         if state:
             query = query.where(jobs.c.state == state)
+        if self._scope is not None:
+            query = query.where(jobs.c.tenant == self._scope)
         async with self.database.read() as connection:
             rows = (await connection.execute(query)).all()
             waits = await _waits(connection, await self._clock(connection))
@@ -96,19 +107,21 @@ class Jobs:
     async def cancel(self, job_id: str) -> job_pb2.Job:
         """End a job early; one that has ended stays as it is. Raises `JobNotFound`."""
         async with self.database.write() as connection:
-            row = await job_row(connection, job_id, lock=True)
+            row = await job_row(connection, job_id, self._scope, lock=True)
             if row.state not in FINAL:
                 now = await self._clock(connection)
                 state = job_pb2.JOB_STATE_CANCELLED
                 row = await change_and_record(connection, row.number, at_ms=now, state=state, finished_ms=now)
                 await notify(connection, Channel.JOBS, job_id)
+                if self._by is not None:
+                    await record(connection, now, self._by, "CancelJob", job_id, detail=f"of tenant {row.tenant}")
             return job_message(row)
 
     @to_its_end
     async def history(self, job_id: str, cursor: int, limit: int = EVENTS_A_READ) -> History:
         """Up to `limit` events after `cursor`, in order. Raises `JobNotFound`."""
         async with self.database.read() as connection:
-            job = await job_row(connection, job_id)
+            job = await job_row(connection, job_id, self._scope)
             if cursor >= job.cursor:
                 return History([], job.cursor, job.state)
             query = select(events.c.body).where(events.c.job == job.number, events.c.cursor > cursor)
@@ -134,7 +147,7 @@ class Jobs:
         found: list[job_pb2.Result] = []
         bytes_left = RESULT_BYTES_A_PAGE
         async with self.database.read() as connection:
-            number = (await job_row(connection, job_id)).number
+            number = (await job_row(connection, job_id, self._scope)).number
             restarted = await _restarted(connection, number, voids.c.index > after)
             query = _results_of(number).where(results.c.index > after)
             async with connection.stream(query.order_by(results.c.index).limit(size + 1)) as rows:
@@ -149,7 +162,7 @@ class Jobs:
     async def tree(self, job_id: str, index: int) -> TreeRead:
         """One problem's tree, finished or still growing. Raises `JobNotFound`, `ProblemNotFound`."""
         async with self.database.read() as connection:
-            job = await job_row(connection, job_id)
+            job = await job_row(connection, job_id, self._scope)
             if not 0 <= index < job.problems_total:
                 raise ProblemNotFound(f"job {job_id} has no problem {index}: it has {job.problems_total}, counted from 0")
             at = and_(problems.c.job == job.number, problems.c.index == index)

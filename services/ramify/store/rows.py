@@ -21,14 +21,26 @@ JOBS_A_STATEMENT = 1000  # databases bound the variables of a statement
 JobRow = Row[Any]
 
 
-async def job_row(connection: AsyncConnection, job_id: str, *, lock: bool = False) -> JobRow:
-    """The row of a job; with `lock`, nobody else changes it until the transaction ends. Raises `JobNotFound`."""
+async def job_row(connection: AsyncConnection, job_id: str, tenant: str | None, *, lock: bool = False) -> JobRow:
+    """The row of a job.
+
+    Args:
+        connection: of the transaction.
+        job_id: the job.
+        tenant: whose job it must be; None: anybody's.
+        lock: nobody else changes it until the transaction ends.
+
+    Raises:
+        JobNotFound: there is none, or it is another tenant's, which is told with the same words.
+    """
     query = select(jobs).where(jobs.c.job_id == job_id)
+    if tenant is not None:
+        query = query.where(jobs.c.tenant == tenant)
     row: JobRow | None = None
     if "\0" not in job_id:  # of which PostgreSQL would not even look for one
         row = (await connection.execute(locked(query) if lock else query)).one_or_none()
     if row is None:
-        raise JobNotFound(f"there is no job {job_id!r}; `ramify jobs` lists those that there are")
+        raise JobNotFound(f"there is no job {job_id!r:.100}; `ramify jobs` lists those that there are")
     return row
 
 

@@ -1,16 +1,24 @@
 """Tenants: who shares the system, what each may have at once and in a day, and what it has spent."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import Row, delete, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ramify.store.audit import KEPT_DAYS, ROWS_A_SWEEP, Actor, record
 from ramify.store.clock import Clock, db_now_ms
 from ramify.store.database import Database, insert_changed, to_its_end
-from ramify.store.schema import DEFAULT_TENANT, tenants, usage
+from ramify.store.errors import InvalidName, QuotaExceeded, QuotaTooSmall
+from ramify.store.schema import DEFAULT_TENANT, jobs, tenants, usage
+from ramify.v1 import job_pb2
 
 DAY_MS = 86_400_000
+STORE = Actor("", "store")  # who is at the store itself
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_OPEN = (job_pb2.JOB_STATE_UPLOADING, job_pb2.JOB_STATE_RUNNING)
 _MARK = "\x1f"  # between a tenant's name and a request id, neither of which can hold it
 
 
@@ -49,18 +57,30 @@ class Tenants:
         self._clock = clock
 
     @to_its_end
-    async def put(self, tenant: Tenant) -> None:
-        """Set what a tenant may have; one that is not there is made."""
+    async def put(self, tenant: Tenant, by: Actor = STORE) -> None:
+        """Set what a tenant may have; one that is not there is made. Raises `InvalidName`."""
+        check_tenant(tenant.name)
         async with self.database.write() as connection:
-            values = asdict(tenant)
-            known = insert_changed(connection, tenants, {**values, "created_ms": await self._clock(connection)}, changed=values)
-            await connection.execute(known)
+            values, now = asdict(tenant), await self._clock(connection)
+            await connection.execute(insert_changed(connection, tenants, {**values, "created_ms": now}, changed=values))
+            said = ", ".join(f"{field} {value:g}" for field, value in values.items() if field != "name" and value is not None)
+            await record(connection, now, by, "tenants.set", tenant.name, detail=said)
 
     @to_its_end
-    async def remove(self, name: str) -> None:
-        """Have a tenant be as one that nothing is said of."""
+    async def get(self, name: str) -> Tenant | None:
+        """What is said of a tenant."""
+        async with self.database.read() as connection:
+            row = (await connection.execute(select(tenants).where(tenants.c.name == name))).one_or_none()
+        return None if row is None else _tenant(row)
+
+    @to_its_end
+    async def remove(self, name: str, by: Actor = STORE) -> bool:
+        """Have a tenant be as one that nothing is said of; whether anything was. Its jobs and keys stay."""
         async with self.database.write() as connection:
-            await connection.execute(delete(tenants).where(tenants.c.name == name))
+            gone = (await connection.execute(delete(tenants).where(tenants.c.name == name))).rowcount
+            if gone:
+                await record(connection, await self._clock(connection), by, "tenants.remove", name)
+        return bool(gone)
 
     @to_its_end
     async def standings(self) -> dict[str, Standing]:
@@ -74,7 +94,7 @@ async def standings(connection: AsyncConnection, now_ms: int) -> dict[str, Stand
     rows = (await connection.execute(select(tenants))).all()
     spent = select(usage.c.tenant, func.sum(usage.c.steps).label("steps"), func.sum(usage.c.tokens).label("tokens"))
     today = (await connection.execute(spent.where(usage.c.day == now_ms // DAY_MS).group_by(usage.c.tenant))).all()
-    told = {row.name: Tenant(row.name, row.weight, row.jobs_max, row.live_chains_max, row.tokens_per_day_max) for row in rows}
+    told = {row.name: _tenant(row) for row in rows}
     steps, tokens = {row.tenant: int(row.steps) for row in today}, {row.tenant: int(row.tokens) for row in today}
     return {
         name: Standing(told.get(name) or Tenant(name), steps.get(name, 0), tokens.get(name, 0))
@@ -88,6 +108,71 @@ async def spend(connection: AsyncConnection, shard: str, now_ms: int, spent: Map
         values = {"tenant": name, "day": now_ms // DAY_MS, "shard": shard, "steps": steps, "tokens": tokens}
         more = {"steps": usage.c.steps + steps, "tokens": usage.c.tokens + tokens}
         await connection.execute(insert_changed(connection, usage, values, changed=more))
+
+
+async def hold(connection: AsyncConnection, name: str) -> Tenant | None:
+    """What is said of a tenant, whose row nobody else holds to the end of the transaction; None: nothing."""
+    row = (await connection.execute(select(tenants).where(tenants.c.name == name).with_for_update())).one_or_none()
+    return None if row is None else _tenant(row)
+
+
+async def admit(connection: AsyncConnection, tenant: Tenant, chains: int, now_ms: int) -> None:
+    """Whether a tenant may have one more job, in the transaction that makes it and holds the tenant's row.
+
+    Args:
+        connection: see above.
+        tenant: whose job it is.
+        chains: that one tree of the job has at once.
+        now_ms: time by the store's clock.
+
+    Raises:
+        QuotaExceeded: not now.
+        QuotaTooSmall: not this one.
+    """
+    name = tenant.name
+    if tenant.live_chains_max is not None and chains > tenant.live_chains_max:
+        raise QuotaTooSmall(
+            f"one tree of this job has {chains:,} chains at once, and tenant {name} may have {tenant.live_chains_max:,} in all "
+            "(live_chains_max): ask for fewer with n, or parallel and branch, or have the operator raise the bound"
+        )
+    if tenant.jobs_max is not None:
+        count = select(func.count()).select_from(jobs).where(jobs.c.tenant == name, jobs.c.state.in_(_OPEN))
+        if (there := int(await connection.scalar(count) or 0)) >= tenant.jobs_max:
+            raise QuotaExceeded(
+                f"tenant {name} has {there:,} open jobs, and may have {tenant.jobs_max:,} (jobs_max): wait for one to end, "
+                "cancel one, or have the operator raise the bound",
+                name,
+            )
+    if tenant.tokens_per_day_max is not None:
+        today = (usage.c.tenant == name) & (usage.c.day == now_ms // DAY_MS)
+        spent = int(await connection.scalar(select(func.sum(usage.c.tokens)).where(today)) or 0)
+        if spent >= tenant.tokens_per_day_max:
+            raise QuotaExceeded(
+                f"tenant {name} has spent {spent:,} tokens today, and may spend {tenant.tokens_per_day_max:,} a day "
+                "(tokens_per_day_max): a new day begins at midnight UTC",
+                name,
+                retry_s=(DAY_MS - now_ms % DAY_MS) / 1000,
+            )
+
+
+async def expire(connection: AsyncConnection, now_ms: int) -> None:
+    """Forget what was spent more than `KEPT_DAYS` ago, up to `ROWS_A_SWEEP` rows."""
+    key = tuple_(usage.c.tenant, usage.c.day, usage.c.shard)
+    past = select(usage.c.tenant, usage.c.day, usage.c.shard).where(usage.c.day < now_ms // DAY_MS - KEPT_DAYS)
+    await connection.execute(delete(usage).where(key.in_(past.limit(ROWS_A_SWEEP))))
+
+
+def check_tenant(name: str) -> None:
+    """Raises `InvalidName` for what can't name a tenant."""
+    if not _NAME.fullmatch(name):
+        raise InvalidName(
+            f"a tenant's name has 1 to 64 letters, digits, dots, dashes and underscores and begins with one of the first two, "
+            f"not {name!r:.200}"
+        )
+
+
+def _tenant(row: Row[Any]) -> Tenant:
+    return Tenant(row.name, row.weight, row.jobs_max, row.live_chains_max, row.tokens_per_day_max)
 
 
 def scoped(tenant: str, request_id: str) -> str:

@@ -10,11 +10,13 @@ from sqlalchemy import and_, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ramify.scheduler.forest.ids import tree_ids
-from ramify.store.clock import now_ms
+from ramify.store.audit import Actor, record
+from ramify.store.clock import db_now_ms, now_ms
 from ramify.store.database import Database, insert_new, to_its_end
 from ramify.store.errors import Conflict, Contention, JobNotFound, UploadEnded, UploadError
 from ramify.store.rows import JobRow, change, change_and_record, job_message, job_row, locked, problem_message
-from ramify.store.schema import SLOTS, jobs, problems, segments
+from ramify.store.schema import DEFAULT_TENANT, SLOTS, jobs, problems, segments
+from ramify.store.tenants import admit, hold, scoped
 from ramify.store.wakeup import Channel, notify
 from ramify.v1 import job_pb2
 
@@ -46,9 +48,18 @@ class Uploads:
     dead. So a call has a name, and may undo an upload only while the latest problems are its own.
     """
 
-    def __init__(self, database: Database, clock_ms: Callable[[], int] = now_ms) -> None:
+    def __init__(self, database: Database, clock_ms: Callable[[], int] = now_ms, *, by: Actor | None = None) -> None:
+        """Cheap to make.
+
+        Args:
+            database: the store.
+            clock_ms: the time by which uploads are judged, in milliseconds; for tests.
+            by: who uploads: jobs are its tenant's, and what it does is written down; None: the default tenant, and nothing is.
+        """
         self.database = database
         self._clock_ms = clock_ms
+        self._by = by
+        self._tenant = DEFAULT_TENANT if by is None else by.tenant
 
     @to_its_end
     async def find(self, request_id: str, asked: job_pb2.JobSpec) -> job_pb2.Job | None:
@@ -58,7 +69,7 @@ class Uploads:
             Conflict: the request id was used with another spec.
         """
         async with self.database.read() as connection:
-            row = await _of_request(connection, request_id, _body(asked))
+            row = await self._of_request(connection, request_id, _body(asked))
         return job_message(row) if row is not None else None
 
     @to_its_end
@@ -80,15 +91,16 @@ class Uploads:
             Conflict: the request id was used with another spec; or see `append`.
             UploadEnded: see `append`.
             UploadError: see `append`.
+            QuotaExceeded: the tenant has used up what it may have; never of a job that is there.
+            QuotaTooSmall: the tenant may never have what the job needs.
         """
         body = _body(asked)
         async with self.database.write() as connection:
-            row = await _of_request(connection, request_id, body, lock=True)
+            row = await self._of_request(connection, request_id, body, lock=True)
             if row is None:
-                await self._expire(connection)
-                row = await self._insert(connection, request_id, body, filled, call)
+                row = await self._make(connection, request_id, body, filled, call)
             if row is None:  # another call was faster: its job is there by now
-                row = await _of_request(connection, request_id, body, lock=True)
+                row = await self._of_request(connection, request_id, body, lock=True)
             if row is None:
                 raise Contention(f"the job of request_id {request_id!r} was made and undone by another call meanwhile: try again")
             return job_message(await self._store(connection, row, chunk, call))
@@ -106,7 +118,7 @@ class Uploads:
         """
         async with self.database.write() as connection:
             try:
-                row = await job_row(connection, job_id, lock=True)
+                row = await job_row(connection, job_id, self._tenant, lock=True)
             except JobNotFound as error:
                 raise UploadEnded(
                     f"the upload of job {job_id} was undone by another call with the same request_id, or expired: start again"
@@ -116,9 +128,27 @@ class Uploads:
     @to_its_end
     async def discard(self, job_id: str, call: str) -> None:
         """Undo an upload whose latest problems `call` has brought; anything else stays."""
-        mine = and_(jobs.c.job_id == job_id, jobs.c.state == job_pb2.JOB_STATE_UPLOADING, jobs.c.uploader == call)
+        mine = and_(
+            jobs.c.job_id == job_id,
+            jobs.c.tenant == self._tenant,
+            jobs.c.state == job_pb2.JOB_STATE_UPLOADING,
+            jobs.c.uploader == call,
+        )
         async with self.database.write() as connection:
             await connection.execute(jobs.delete().where(mine))
+
+    async def _make(
+        self, connection: AsyncConnection, request_id: str, body: bytes, filled: job_pb2.JobSpec, call: str
+    ) -> JobRow | None:
+        """The row of a new job, if the tenant may have one more, or None if there is one of the request by now."""
+        tenant = await hold(connection, self._tenant)
+        if tenant is not None:
+            # Whoever held the tenant meanwhile may have made it, and what is there is never refused.
+            if (row := await self._of_request(connection, request_id, body, lock=True)) is not None:
+                return row
+            await admit(connection, tenant, chains_at_once(filled.search), await db_now_ms(connection))
+        await self._expire(connection)
+        return await self._insert(connection, request_id, body, filled, call)
 
     async def _insert(
         self, connection: AsyncConnection, request_id: str, body: bytes, filled: job_pb2.JobSpec, call: str
@@ -127,7 +157,9 @@ class Uploads:
         now = self._clock_ms()
         values = {
             "job_id": secrets.token_hex(8),
-            "request_id": request_id,
+            "tenant": self._tenant,
+            "priority": filled.priority,
+            "request_id": scoped(self._tenant, request_id),
             "spec": filled.SerializeToString(deterministic=True),
             "spec_asked": body,
             "state": job_pb2.JOB_STATE_UPLOADING,
@@ -138,6 +170,17 @@ class Uploads:
         }
         new = insert_new(connection, jobs).values(values).returning(jobs)
         row: JobRow | None = (await connection.execute(new)).one_or_none()
+        return row
+
+    async def _of_request(
+        self, connection: AsyncConnection, request_id: str, body: bytes, *, lock: bool = False
+    ) -> JobRow | None:
+        query = select(jobs).where(jobs.c.request_id == scoped(self._tenant, request_id))
+        row: JobRow | None = (await connection.execute(locked(query) if lock else query)).one_or_none()
+        if row is not None and row.spec_asked != body:
+            raise Conflict(
+                f"request_id {request_id!r} was used for job {row.job_id} with another spec; give that one, or take a new id"
+            )
         return row
 
     async def _store(self, connection: AsyncConnection, row: JobRow, chunk: Chunk, call: str) -> JobRow:
@@ -158,6 +201,9 @@ class Uploads:
             raise UploadError("a job needs at least one problem: send some before `last`, or with it")
         changes |= {"state": job_pb2.JOB_STATE_RUNNING, "started_ms": self._clock_ms()}
         await notify(connection, Channel.JOBS, row.job_id)
+        if self._by is not None:
+            said = f"{row.problems_total + len(new)} problems"
+            await record(connection, await db_now_ms(connection), self._by, "CreateJob", row.job_id, detail=said)
         return await change_and_record(connection, row.number, **changes)
 
     async def _expire(self, connection: AsyncConnection) -> None:
@@ -177,14 +223,9 @@ def _body(asked: job_pb2.JobSpec) -> bytes:
     return asked.SerializeToString(deterministic=True)
 
 
-async def _of_request(connection: AsyncConnection, request_id: str, body: bytes, *, lock: bool = False) -> JobRow | None:
-    query = select(jobs).where(jobs.c.request_id == request_id)
-    row: JobRow | None = (await connection.execute(locked(query) if lock else query)).one_or_none()
-    if row is not None and row.spec_asked != body:
-        raise Conflict(
-            f"request_id {request_id!r} was used for job {row.job_id} with another spec; give that one, or take a new id"
-        )
-    return row
+def chains_at_once(search: job_pb2.Search) -> int:
+    """Chains that one tree has at most at a time, of a search with every default."""
+    return search.parallel * max(1, search.branch) if search.HasField("parallel") else search.n
 
 
 async def _check_known(connection: AsyncConnection, row: JobRow, chunk: Chunk) -> int:

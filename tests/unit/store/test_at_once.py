@@ -186,7 +186,7 @@ async def test_an_upload_that_somebody_is_at_does_not_expire(concurrent: Databas
     stale = await uploads.create("stale", SPEC, FILLED, chunk(0, "p0"), "a")
     now += KEPT_MS + 1
     async with concurrent.write() as connection:
-        await job_row(connection, stale.job_id, lock=True)
+        await job_row(connection, stale.job_id, None, lock=True)
         await uploads.create("new", SPEC, FILLED, EMPTY, "a")  # does not wait for it, either
     await uploads.append(stale.job_id, chunk(1, "p1"), "a")
 
@@ -214,11 +214,11 @@ class Crossing:
     async def lock(self, first: str, second: str) -> None:
         self.tries += 1
         async with self.database.write() as connection:
-            await job_row(connection, first, lock=True)
+            await job_row(connection, first, None, lock=True)
             if self.meet is not None:
                 await self.meet.wait()
                 self.meet = None
-            await job_row(connection, second, lock=True)
+            await job_row(connection, second, None, lock=True)
 
     @to_its_end
     async def contend(self) -> None:

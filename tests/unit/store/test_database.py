@@ -138,7 +138,7 @@ async def test_writers_take_turns(database: Database) -> None:
 
     async def add_one(mine: Database) -> None:
         async with mine.write() as connection:
-            row = await job_row(connection, job_id, lock=True)
+            row = await job_row(connection, job_id, None, lock=True)
             await change(connection, row.number, tokens=row.tokens + 1)
 
     await asyncio.gather(*(add_one(mine) for mine in databases for _ in range(10)))

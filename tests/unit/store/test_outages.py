@@ -35,7 +35,7 @@ from ramify.store.rows import change_and_record, job_row
 async def main(url, job_id):
     try:
         async with Database(url).write() as connection:
-            row = await job_row(connection, job_id, lock=True)
+            row = await job_row(connection, job_id, None, lock=True)
             await change_and_record(connection, row.number, tokens=1_000)
             print("holds the row", flush=True)
             sys.stdin.readline()  # with the whole event loop
@@ -187,7 +187,7 @@ async def test_a_lock_that_does_not_become_free(postgres_store: str) -> None:
     await database.migrate()
     job = await running_job(database)
     async with database.write() as connection:
-        await job_row(connection, job.job_id, lock=True)
+        await job_row(connection, job.job_id, None, lock=True)
         with pytest.raises(StoreBusy):
             await Jobs(database).cancel(job.job_id)
     assert (await Jobs(database).cancel(job.job_id)).state == job_pb2.JOB_STATE_CANCELLED
@@ -221,9 +221,9 @@ async def test_a_server_that_restarts(postgres: Postgres, mode: Any) -> None:
 
     async def meet_the_end() -> None:
         async with database.write() as connection:
-            await job_row(connection, made[0].job_id, lock=True)
+            await job_row(connection, made[0].job_id, None, lock=True)
             await asyncio.to_thread(postgres.stop, mode)
-            await job_row(connection, made[1].job_id, lock=True)
+            await job_row(connection, made[1].job_id, None, lock=True)
 
     with pytest.raises(StoreUnavailable, match="does not answer: try again"):
         await meet_the_end()

@@ -199,7 +199,7 @@ async def test_what_is_not_told_is_found_all_the_same(telling: Database, monkeyp
         await heard.connected()
         monkeypatch.setattr(wakeup_module, "FALLBACK_S", 0.01)
         async with telling.engine.begin() as connection:  # not `write`, which tells
-            await change_and_record(connection, (await job_row(connection, job.job_id)).number, steps=1)
+            await change_and_record(connection, (await job_row(connection, job.job_id, None)).number, steps=1)
         await heard.listener.wait(0)
         assert heard.said == []
 

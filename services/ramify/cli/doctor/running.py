@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ramify.cli.doctor.findings import Finding, Level, listed
 from ramify.cli.trouble import wait_lines
-from ramify.gateway.server import VERSION_KEY
+from ramify.gateway.calls import VERSION_KEY
 from ramify.store.jobs import ModelRow
 from ramify.v1 import job_pb2, job_service_pb2
 from ramify.v1.job_service_pb2_grpc import JobServiceStub

@@ -1,0 +1,209 @@
+"""Who calls, and what it may do: API keys, roles, and streams that end with their key."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from ramify.gateway.errors import Forbidden, Unauthenticated
+from ramify.gateway.limits import GatewayLimits
+from ramify.store.audit import Actor, Audit
+from ramify.store.clock import now_ms
+from ramify.store.database import Database
+from ramify.store.errors import StoreOutage
+from ramify.store.keys import Key, Keys, Role, parts_of
+
+HEADER = "authorization"
+SCHEME = "bearer "
+
+KEYS_MAX = 4096  # that are remembered, good ones and those that are not there
+READS_MAX = 4  # of keys at once: whoever comes with wrong ones must not take every connection to the store
+REFUSALS_MAX = 4096  # callers of whom it is remembered that their refusal is written down
+REFUSAL_S = 60.0  # in which a caller is written down once for each thing that it may not do
+
+ROLES: Mapping[str, Role] = MappingProxyType(
+    {
+        "CreateJob": Role.SUBMIT,
+        "CancelJob": Role.SUBMIT,
+        "GetJob": Role.READ,
+        "ListJobs": Role.READ,
+        "WatchJob": Role.READ,
+        "ListResults": Role.READ,
+        "GetTree": Role.READ,
+    }
+)
+"""The least role for each method; one that is not here takes the highest."""
+
+_HOW = (
+    "send it as metadata `authorization: Bearer rk_...`; the `ramify` command and the client take it from RAMIFY_API_KEY or "
+    "RAMIFY_API_KEY_FILE; an operator makes one with `ramify keys create`"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls."""
+
+    actor: Actor
+    role: Role = Role.SUBMIT
+    key: Key | None = None  # None: none is asked for
+
+
+_CALLER: ContextVar[Caller] = ContextVar("caller")
+
+
+def caller() -> Caller:
+    """Who has made the call that this task answers."""
+    return _CALLER.get()
+
+
+class Access:
+    """See the module. One for each gateway."""
+
+    def __init__(self, database: Database, limits: GatewayLimits, *, keys: bool) -> None:
+        """`keys`: every caller must have one; else all are the default tenant."""
+        self._book = KeyBook(Keys(database), limits.key_fresh_s) if keys else None
+        self._refusals = Refusals(Audit(database))
+        self._recheck_s = limits.key_recheck_s
+        self._streams: dict[asyncio.Timeout, str] = {}  # with the ids of their keys
+        self._watch: asyncio.Task[None] | None = None
+
+    async def admit(self, method: str, metadata: Sequence[tuple[str, str | bytes]], peer: str) -> Caller:
+        """Who calls a method; from now on `caller` tells it in this task.
+
+        Raises:
+            Unauthenticated: no key, or none that is good.
+            Forbidden: the key's role does not reach.
+        """
+        found = await self._find(metadata, peer)
+        _CALLER.set(found)
+        if not found.role.reaches(needed := ROLES.get(method, Role.OPERATE)):
+            raise Forbidden(
+                f"{method} takes a key of role {needed}, and key {found.actor.name} of tenant {found.actor.tenant} has role "
+                f"{found.role}: use another key, or have an operator make one with `ramify keys create`"
+            )
+        return found
+
+    async def _find(self, metadata: Sequence[tuple[str, str | bytes]], peer: str) -> Caller:
+        _CALLER.set(Caller(Actor("" if self._book else Actor().tenant, "", peer)))  # until it is known
+        if self._book is None:
+            return caller()
+        given = [value for name, value in metadata if name == HEADER]
+        if not given:
+            raise Unauthenticated(f"this gateway takes calls with an API key alone: {_HOW}")
+        text = given[0] if len(given) == 1 and isinstance(given[0], str) else ""
+        parts = parts_of(text[len(SCHEME) :].strip()) if text.lower().startswith(SCHEME) else None
+        if parts is None:
+            raise Unauthenticated(f"what came as `{HEADER}` is no API key: {_HOW}")
+        key = await self._book.find(parts[0])
+        if key is None or not key.fits(parts[1]):
+            raise Unauthenticated("there is no such API key: ask an operator for one, who makes it with `ramify keys create`")
+        actor = Actor(key.tenant, key.key_id, peer, everywhere=key.role is Role.OPERATE)
+        _CALLER.set(Caller(actor, key.role, key))
+        if fault := key.fault(now_ms()):
+            raise Unauthenticated(_faulty(key, fault))
+        return caller()
+
+    @asynccontextmanager
+    async def while_good(self, found: Caller) -> AsyncIterator[None]:
+        """A block that ends with `Unauthenticated` once the caller's key is good no more."""
+        if found.key is None:
+            yield
+            return
+        end = asyncio.timeout(None)
+        try:
+            async with end:
+                self._streams[end] = found.key.key_id
+                if self._watch is None or self._watch.done():
+                    self._watch = asyncio.create_task(self._recheck(), name="keys of streams")
+                yield
+        except TimeoutError:
+            if not end.expired():
+                raise
+            raise Unauthenticated(f"API key {found.key.key_id} is good no more: come again with another one") from None
+        finally:
+            self._streams.pop(end, None)
+
+    async def _recheck(self) -> None:
+        assert self._book is not None
+        while self._streams:
+            await asyncio.sleep(self._recheck_s)
+            for key_id in set(self._streams.values()):
+                with contextlib.suppress(StoreOutage):  # nobody can tell now: the next look does
+                    key = await self._book.find(key_id)
+                    if key is None or key.fault(now_ms()):
+                        self._end(key_id)
+
+    def _end(self, key_id: str) -> None:
+        now_s = asyncio.get_running_loop().time()
+        for stream in [stream for stream, its in self._streams.items() if its == key_id]:
+            del self._streams[stream]
+            stream.reschedule(now_s)
+
+    async def refused(self, method: str, subject: str, outcome: str, detail: str) -> None:
+        """Write into the audit log that `caller` was refused something."""
+        await self._refusals.tell(caller().actor, method, subject, outcome, detail)
+
+    def stop(self) -> None:
+        """Look after no stream any more."""
+        if self._watch is not None:
+            self._watch.cancel()
+
+
+@dataclass(slots=True)
+class KeyBook:
+    """Keys as the store had them `fresh_s` seconds ago at most: for so long one that was revoked may still be taken."""
+
+    keys: Keys
+    fresh_s: float
+    _known: dict[str, tuple[float, asyncio.Task[Key | None]]] = field(default_factory=dict)  # until when; the oldest first
+    _reads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(READS_MAX))
+
+    async def find(self, key_id: str) -> Key | None:
+        """The key of an id, good or not; all who ask at once wait for one read. Raises `StoreOutage`."""
+        now_s = asyncio.get_running_loop().time()
+        until_s, reading = self._known.get(key_id, (0.0, None))
+        if reading is None or until_s <= now_s:
+            reading = asyncio.create_task(self._read(key_id), name="key")
+            self._known.pop(key_id, None)
+            self._known[key_id] = now_s + self.fresh_s, reading
+            while len(self._known) > KEYS_MAX:
+                del self._known[next(iter(self._known))]
+        return await asyncio.shield(reading)
+
+    async def _read(self, key_id: str) -> Key | None:
+        try:
+            async with self._reads:
+                return await self.keys.find(key_id)
+        except BaseException:
+            self._known.pop(key_id, None)  # the next one asks again
+            raise
+
+
+@dataclass(slots=True)
+class Refusals:
+    """What was refused, each once in a while: whoever is refused all the time must not fill the log."""
+
+    audit: Audit
+    _told: dict[tuple[str, str, str], float] = field(default_factory=dict)  # until when it need not be told again
+
+    async def tell(self, actor: Actor, method: str, subject: str, outcome: str, detail: str) -> None:
+        """Write it down, unless the same caller was written down for the same within `REFUSAL_S`."""
+        now_s = asyncio.get_running_loop().time()
+        who = actor.name or actor.peer.rpartition(":")[0]  # less the port, which every connection has another of
+        if self._told.get((who, method, outcome), 0.0) > now_s:
+            return
+        if len(self._told) >= REFUSALS_MAX:
+            self._told = {key: until_s for key, until_s in self._told.items() if until_s > now_s}
+        if len(self._told) >= REFUSALS_MAX:
+            return
+        self._told[who, method, outcome] = now_s + REFUSAL_S
+        with contextlib.suppress(StoreOutage):  # the caller is to know why it was refused, and not why that isn't written down
+            await self.audit.refused(actor, method, subject, outcome, detail)
+
+
+def _faulty(key: Key, fault: str) -> str:
+    return f"API key {key.key_id} of tenant {key.tenant} {fault}: ask an operator for another one"

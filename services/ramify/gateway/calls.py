@@ -1,0 +1,106 @@
+"""What surrounds every call of the job API: who may make it, how long its client may take to read, and how it fails."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+import grpc
+
+from ramify.gateway.access import Access, Caller
+from ramify.gateway.errors import Forbidden, GatewayError, SlowReader, Unauthenticated, status_of
+from ramify.gateway.limits import GatewayLimits
+from ramify.gateway.metrics import Metrics
+from ramify.gateway.places import Places
+from ramify.store.errors import QuotaExceeded, QuotaTooSmall, StoreError
+from ramify.v1 import job_service_pb2
+
+log = logging.getLogger(__name__)
+
+_DESCRIPTOR = job_service_pb2.DESCRIPTOR.services_by_name["JobService"]
+SERVICE = _DESCRIPTOR.full_name
+METHODS = tuple(method.name for method in _DESCRIPTOR.methods)
+
+VERSION_KEY = "ramify-version"  # every answer that is no error tells it at its end
+_TRAILERS = ((VERSION_KEY, version("ramify")),)
+
+REFUSALS = (Unauthenticated, Forbidden, QuotaExceeded, QuotaTooSmall)  # which the audit log tells
+GOODBYE_S = 5.0  # for a client that does not read to be told why its call ends
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """See the module; calls of other services, health and reflection, go through untouched."""
+
+    def __init__(self, access: Access, limits: GatewayLimits, metrics: Metrics) -> None:
+        self._access, self._limits, self._metrics = access, limits, metrics
+        self._calls = Places("calls", limits.calls_max, limits.tenant_calls_max)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap the handler."""
+        handler = await continuation(handler_call_details)
+        _, service, method = f"/{handler_call_details.method}".rsplit("/", 2)
+        if handler is None or service != SERVICE:
+            return handler
+        if not handler.response_streaming:
+
+            async def unary(request: Any, context: Any) -> Any:
+                async with self._call(method, context, getattr(request, "job_id", "")):
+                    return await handler.unary_unary(request, context)
+
+            return grpc.unary_unary_rpc_method_handler(unary, handler.request_deserializer, handler.response_serializer)
+
+        inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
+
+        async def stream(request: Any, context: Any) -> None:
+            # No generator, but one that is closed here: so a call that its client has left frees what it holds at once,
+            # not when the garbage is collected.
+            async with (
+                self._call(method, context, getattr(request, "job_id", "")) as found,
+                self._access.while_good(found),
+                aclosing(inner(request, context)) as responses,
+            ):
+                async for response in responses:
+                    await self._write(context, response)
+
+        kind = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+        return kind(stream, handler.request_deserializer, handler.response_serializer)
+
+    @asynccontextmanager
+    async def _call(self, method: str, context: Any, subject: str) -> AsyncIterator[Caller]:
+        """Let a caller in, and turn what the block raises into its status."""
+        context.set_trailing_metadata(_TRAILERS)
+        with self._metrics.call(method) as call:
+            try:
+                found = await self._access.admit(method, context.invocation_metadata() or (), context.peer())
+                with self._calls.one(found.actor.tenant):
+                    yield found
+            except Exception as error:
+                status = status_of(error)
+                call.code = status.code
+                await self._fail(method, context, subject, error, status)
+
+    async def _fail(self, method: str, context: Any, subject: str, error: Exception, status: grpc.Status) -> None:
+        self._metrics.refused(error)
+        if isinstance(error, REFUSALS):
+            await self._access.refused(method, subject, status.code.name, status.details)
+        elif not isinstance(error, GatewayError | StoreError):
+            log.error("a call of %s failed", method, exc_info=error)
+        async with asyncio.timeout(GOODBYE_S):
+            await context.abort(status.code, status.details, status.trailing_metadata)
+
+    async def _write(self, context: Any, response: Any) -> None:
+        """Send a message once the client has room for it: what it does not read waits in the store, not here."""
+        wait = asyncio.timeout(self._limits.read_s)
+        try:
+            async with wait:
+                await context.write(response)
+        except TimeoutError:
+            if not wait.expired():
+                raise
+            raise SlowReader(f"the client has read nothing for {self._limits.read_s:g} s: come again where you were") from None

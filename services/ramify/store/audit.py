@@ -1,0 +1,95 @@
+"""The audit log: who has done what. A row of an act is written in the act's own transaction: there is no act without its row."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import delete, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ramify.store.clock import Clock, db_now_ms
+from ramify.store.database import Database, to_its_end
+from ramify.store.schema import DEFAULT_TENANT, audit
+
+KEPT_DAYS = 400
+ROWS_A_SWEEP = 10_000
+OK = "OK"
+DETAIL_MAX = 500  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who acts, as the gateway has found out or the operator's command says."""
+
+    tenant: str = DEFAULT_TENANT  # whose jobs it makes; empty: nobody who is known
+    name: str = ""  # id of its key, or of whoever is at the store itself
+    peer: str = ""  # where it comes from
+    everywhere: bool = False  # it sees every tenant's jobs, and may cancel them
+
+    @property
+    def scope(self) -> str | None:
+        """The tenant whose jobs it sees; None: all."""
+        return None if self.everywhere else self.tenant
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row of the log."""
+
+    number: int
+    at_ms: int
+    tenant: str
+    key_id: str
+    peer: str
+    action: str  # a method of the API, or the like of keys.revoke
+    subject: str  # what it was done to
+    outcome: str  # OK, or the status that it was refused with
+    detail: str
+
+
+class Audit:
+    """See the module."""
+
+    def __init__(self, database: Database, clock: Clock = db_now_ms) -> None:
+        self.database = database
+        self._clock = clock
+
+    @to_its_end
+    async def refused(self, actor: Actor, action: str, subject: str, outcome: str, detail: str) -> None:
+        """Tell of what was not done."""
+        async with self.database.write() as connection:
+            await record(connection, await self._clock(connection), actor, action, subject, outcome, detail)
+
+    @to_its_end
+    async def latest(self, limit: int, tenant: str | None = None) -> list[Entry]:
+        """The newest entries, the newest first; of one tenant, or of all."""
+        query = select(audit).order_by(audit.c.number.desc()).limit(limit)
+        if tenant is not None:
+            query = query.where(audit.c.tenant == tenant)
+        async with self.database.read() as connection:
+            return [Entry(*row) for row in await connection.execute(query)]
+
+
+async def record(
+    connection: AsyncConnection,
+    at_ms: int,
+    actor: Actor,
+    action: str,
+    subject: str,
+    outcome: str = OK,
+    detail: str = "",
+) -> None:
+    """Write an entry, in the transaction of what it tells of; texts that are too long are cut."""
+    texts = {"key_id": actor.name, "peer": actor.peer, "subject": subject, "outcome": outcome, "detail": detail}
+    bounds = {"key_id": 64, "peer": 128, "subject": 128, "outcome": 32, "detail": DETAIL_MAX}
+    values = {name: text.replace("\0", "")[: bounds[name]] for name, text in texts.items()}
+    await connection.execute(insert(audit).values(at_ms=at_ms, tenant=actor.tenant, action=action, **values))
+
+
+async def expire(connection: AsyncConnection, now_ms: int) -> int:
+    """Delete what is older than `KEPT_DAYS`, up to `ROWS_A_SWEEP` entries, the oldest first; how many."""
+    oldest = select(audit.c.number, audit.c.at_ms).order_by(audit.c.number).limit(ROWS_A_SWEEP).subquery()
+    past = select(oldest.c.number).where(oldest.c.at_ms < now_ms - KEPT_DAYS * 86_400_000)
+    gone: Sequence[int] = (await connection.scalars(past)).all()
+    if gone:  # they are numbered in the order of their times
+        await connection.execute(delete(audit).where(audit.c.number <= max(gone)))
+    return len(gone)
