@@ -30,6 +30,7 @@ class Claim:
 
     owner: str  # e.g. shard:0@9f2c04d1: what stands before the @ is the shard's name, the rest its incarnation
     epochs: Mapping[int, int]  # of each slot: rises with every claim of it
+    taken_over: int = field(default=0, compare=False)  # of them, those that their last owner had not given up
 
     @property
     def slots(self) -> tuple[int, ...]:
@@ -132,18 +133,20 @@ async def claim(connection: AsyncConnection, clock: Clock, owner: str, wanted: S
     now = await clock(connection)
     mine = shard_of(owner)
     taken = [row for row in rows if not row.owner or row.expires_ms <= now or shard_of(row.owner) == mine]
+    lost = [row for row in taken if row.owner not in ("", owner)]
     if not taken:
         return Claim(owner, {})
     values = {"epoch": slots.c.epoch + 1, "owner": owner, "expires_ms": now + ttl_ms, "former": ""}
     await connection.execute(update(slots).where(slots.c.slot.in_([row.slot for row in taken])).values(values))
-    await _tell_claim(connection, clock, owner, taken)
-    return Claim(owner, {row.slot: row.epoch + 1 for row in taken})
+    await _tell_claim(connection, clock, owner, taken, lost)
+    return Claim(owner, {row.slot: row.epoch + 1 for row in taken}, taken_over=len(lost))
 
 
-async def _tell_claim(connection: AsyncConnection, clock: Clock, owner: str, taken: Sequence[Row[Any]]) -> None:
+async def _tell_claim(
+    connection: AsyncConnection, clock: Clock, owner: str, taken: Sequence[Row[Any]], lost: Sequence[Row[Any]]
+) -> None:
     """One notice for every job that runs, if slots came from somebody else."""
     mine = shard_of(owner)
-    lost = [row for row in taken if row.owner not in ("", owner)]
     moved = [row for row in taken if not row.owner and row.former and shard_of(row.former) != mine]
     if lost:
         text = f"{mine} took over {_count(len(lost), 'slot')} from {_former_owners(mine, lost)}"

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from ramify.scheduler.actors.meters import Meters
 from ramify.scheduler.actors.store_time import StoreTime
 from ramify.scheduler.slots import assign
 from ramify.store.errors import Fenced
@@ -41,6 +42,7 @@ class LeaseKeeper:
         gained: Callable[[Claim], None],
         give_up: Callable[[Sequence[int]], None],
         store_time: StoreTime,
+        meters: Meters | None = None,
         now_s: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -54,6 +56,7 @@ class LeaseKeeper:
             gained: takes slots that have come; they are `busy` until `settled`.
             give_up: takes slots that others are to have; once nothing of them is left here, `gone` is to be called.
             store_time: is set with each beat.
+            meters: counts what is taken over, and beats that fail.
             now_s: the monotonic clock.
             sleep: waits for a number of seconds.
         """
@@ -63,6 +66,7 @@ class LeaseKeeper:
         self._work, self._lease_ms = work, lease_ms
         self._report, self._gained, self._give_up = report, gained, give_up
         self._store_time, self._now_s, self._sleep = store_time, now_s, sleep
+        self._meters = meters or Meters()
         self._epochs: dict[int, int] = {}  # of the slots that are ours
         self._former: dict[int, int] = {}  # epochs of those that were
         self._leaving: set[int] = set()  # of ours, those that are being given up
@@ -96,7 +100,12 @@ class LeaseKeeper:
     @property
     def stale(self) -> bool:
         """Whether the leases may have ended for all we know: no beat has succeeded for long, or the process stood still."""
-        return 1000 * (self._now_s() - self._beat_s) > STALE_SHARE * self._lease_ms
+        return 1000 * self.silent_s > STALE_SHARE * self._lease_ms
+
+    @property
+    def silent_s(self) -> float:
+        """How long ago the store was last heard of."""
+        return self._now_s() - self._beat_s
 
     def hurry(self) -> None:
         """Beat now."""
@@ -141,6 +150,7 @@ class LeaseKeeper:
                 if not self._failing:
                     log.error("%s can't tell the store that it is alive, trying again: %s", self.owner, error)
                 self._failing = True
+                self._meters.count("store_failures", 1)
             await self._rest()
 
     async def beat(self) -> None:
@@ -186,7 +196,9 @@ class LeaseKeeper:
             wanted = [view.slot for view in others if view.owner == self.owner]
             wanted += [view.slot for view in others if not view.owner and holder.get(view.slot) == self.owner]
         if wanted:
-            self._take((await self._work.claim(self.owner, sorted(wanted), self._lease_ms)).epochs)
+            claim = await self._work.claim(self.owner, sorted(wanted), self._lease_ms)
+            self._meters.count("takeovers", claim.taken_over)
+            self._take(claim.epochs)
 
     def _take(self, epochs: Mapping[int, int]) -> None:
         if epochs:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ramify.scheduler.actors.admission import NO_TREES, Admission
 from ramify.scheduler.actors.again import again
+from ramify.scheduler.actors.meters import Meters
 from ramify.scheduler.events import Event, TreesRestored
 from ramify.scheduler.forest.parts import Part, some_trees
 from ramify.scheduler.journal import Journal, Told
@@ -35,6 +36,7 @@ class Recovery:
         post: Callable[[Event], None],
         turned: Callable[[], Awaitable[None]],
         settled: Callable[[Sequence[int]], None],
+        meters: Meters | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """Restore into the shard and what is around it.
@@ -47,10 +49,12 @@ class Recovery:
             post: takes the restored trees.
             turned: returns when what was posted is handled.
             settled: hears of slots of which all is here.
+            meters: hears how long it took.
             sleep: waits for a number of seconds.
         """
         self._work, self._admission, self._journal, self._first_segment = work, admission, journal, first_segment
         self._post, self._turned, self._settled, self._sleep = post, turned, settled, sleep
+        self._meters = meters or Meters()
         self._claims: asyncio.Queue[Claim] = asyncio.Queue()
         self.reading = False  # which needs the interpreter, and nobody else works on these slots meanwhile
 
@@ -71,7 +75,8 @@ class Recovery:
         began_s, self.reading = time.monotonic(), True
         try:
             recovered = await again("recovery", lambda: self._work.recover(claim), sleep=self._sleep)
-            jobs = {job.job_id: job for job in await again("recovery", self._work.open_jobs, sleep=self._sleep)}
+            named = await again("recovery", lambda: self._work.named(recovered.snapshots.keys()), sleep=self._sleep)
+            jobs = {job.job_id: job for job in named}
             told = await asyncio.to_thread(Told, recovered.steps)
         finally:
             self.reading = False  # also where a drain cuts it short, which must not be slow
@@ -86,6 +91,8 @@ class Recovery:
                 restored.append(trees)
         self._admission.add(claim.slots, np.concatenate(restored))
         self._settled(claim.slots)
+        took_s = time.monotonic() - began_s
+        self._meters.took("recovery_seconds", took_s)
         log.log(
             logging.WARNING if len(recovered.first_segment) else logging.INFO,
             "%s has %d slots: %d trees restored, %d steps to be told again, %d trees restarted (%.1f s, %d segments, %d KiB)",
@@ -94,7 +101,7 @@ class Recovery:
             sum(map(len, restored)),
             told.count,
             len(recovered.restarted),
-            time.monotonic() - began_s,
+            took_s,
             recovered.segments_read,
             recovered.bytes_read >> 10,
         )

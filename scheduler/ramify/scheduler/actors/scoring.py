@@ -14,12 +14,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain as flatten
+from types import NoneType
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ramify.scheduler.actors.ensembles import Panel, last_only, panels
+from ramify.scheduler.actors.meters import Meters
 from ramify.scheduler.commands import Chains, Check, Score
 from ramify.scheduler.events import AnswersChecked, Event, StepsLost, StepsScored
 from ramify.scheduler.plan import Verdict
@@ -34,6 +36,7 @@ CALLS_MAX = 2  # open at once of one model: one is computed, one is on its way; 
 PAUSE_S = 0.25  # after a model's first failure; twice as long after each further one in a row
 DOUBLINGS_MAX = 5  # so never longer than 8 s
 ABSENCE_S_MAX = 600.0  # so long a chain waits for a model that is away; then it is reported lost
+OUTCOMES = {NoneType: "scored", UnavailableError: "unavailable", OverloadedError: "overloaded", DeadlineError: "late"}  # of calls
 ACCEPTED = 0.5  # a checker's score from which an answer counts as right
 
 
@@ -104,6 +107,7 @@ class Scoring:
         references: Mapping[str, Mapping[int, str]],
         post: Callable[[Event], None],
         *,
+        meters: Meters | None = None,
         now_s: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -113,6 +117,7 @@ class Scoring:
             client: Of the verifier.
             references: The right answers by job and tree id, for checkers.
             post: Takes the outcomes.
+            meters: Hears how calls ended, and how long they took.
             now_s: The monotonic clock.
             chance: A number in [0, 1): schedulers that lost one verifier must not all come back at one moment.
         """
@@ -120,6 +125,7 @@ class Scoring:
         self._references = references
         self._post = post
         self._now_s, self._chance = now_s, chance
+        self._meters = meters or Meters()
         self._waiting: dict[Kind, deque[Ask]] = {}
         self._open: dict[asyncio.Task[ColumnsScored], list[Ask]] = {}
         self._absences: dict[str, Absence] = {}  # by model
@@ -128,6 +134,16 @@ class Scoring:
     def busy(self) -> bool:
         """Whether any chain waits or is under way."""
         return bool(self._open or self._waiting)
+
+    @property
+    def chains(self) -> int:
+        """Chains that wait or are under way; one that several models judge counts for each."""
+        return sum(map(len, flatten.from_iterable([*self._open.values(), *self._waiting.values()])))
+
+    @property
+    def models_away(self) -> int:
+        """Models that are away or overloaded."""
+        return len(self._absences)
 
     @property
     def waits(self) -> dict[str, Wait]:
@@ -199,8 +215,11 @@ class Scoring:
         return calls < CALLS_MAX if absence is None else not calls and self._now_s() >= absence.until_s
 
     async def _ask(self, like: Ask, chains: ChainColumns) -> ColumnsScored:
-        kind = like.kind
-        return await self._client.score_columns(kind.model, chains, last_only=kind.last_only, wait_for_ready=False)
+        kind, began_s = like.kind, self._now_s()
+        try:
+            return await self._client.score_columns(kind.model, chains, last_only=kind.last_only, wait_for_ready=False)
+        finally:
+            self._meters.took("score_call_seconds", self._now_s() - began_s, like.name)
 
     def _done(self, chains: ChainColumns, task: asyncio.Task[ColumnsScored]) -> None:
         """Tell what has become of a call. It is not open any more: whoever hears of it may send the next."""
@@ -208,6 +227,7 @@ class Scoring:
         if task.cancelled():
             return
         kind, error = batch[0].kind, task.exception()
+        self._meters.count("score_calls", 1, batch[0].name, OUTCOMES.get(type(error), "failed"))
         if isinstance(error, UnavailableError | OverloadedError | DeadlineError):
             self._put_back(batch, error)
             return
