@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constr
 PARALLEL := -n 3
 SOURCES := scheduler verifier services tests infra
 
-.PHONY: help setup setup-dev demo regions test test-vllm faults soak lint types mypy pyright protos check-protos format clean train
+.PHONY: help setup setup-dev demo regions test test-vllm faults soak lint types mypy pyright check-images protos check-protos format clean train
 
 help:
 	@echo "make demo    install what is needed, then solve Game of 24 puzzles on this machine"
@@ -17,6 +17,7 @@ help:
 	@echo "make faults  kill real processes in every way, on both stores"
 	@echo "make test-vllm  test the vllm engine with a real vLLM on the CPU (4 GB of packages)"
 	@echo "make soak    run random crash schedules for SOAK_MINUTES (10)"
+	@echo "make check-images  lint the images' Dockerfile, and run its steps without a container engine"
 	@echo "make lint | types | protos | format | train"
 
 setup: .venv/.base
@@ -70,6 +71,11 @@ types: setup-dev
 
 mypy pyright:
 	$(BIN)/$@
+
+# What the images' steps do, where there is no container engine; some minutes.
+check-images: setup-dev
+	$(BIN)/hadolint --config infra/docker/hadolint.yaml infra/docker/Dockerfile
+	$(BIN)/python infra/docker/check.py
 
 format: setup-dev
 	$(BIN)/ruff check --fix $(SOURCES)
