@@ -176,7 +176,7 @@ async def test_uploads_expire_one_by_one_whoever_makes_jobs(database: Database) 
         await uploads.create(f"stale {index}", SPEC, FILLED, chunk(0, "p0"), "a")
     now += KEPT_MS + 1
     await asyncio.gather(*(uploads.create(f"new {index}", SPEC, FILLED, EMPTY, "a") for index in range(CALLS)))
-    left = [row[2] for row in (await contents(database, ["jobs"]))["jobs"]]
+    left = [row[4] for row in (await contents(database, ["jobs"]))["jobs"]]
     assert sorted(left) == sorted([*(f"new {index}" for index in range(CALLS)), f"stale {CALLS}", f"stale {CALLS + 1}"])
 
 
