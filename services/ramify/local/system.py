@@ -22,6 +22,7 @@ from ramify.local.child import Child
 from ramify.local.errors import AlreadyRunning, LocalError, Misconfigured, StartFailed
 from ramify.local.models import tiny24
 from ramify.tls import ClientTls
+from ramify.watched import Watched
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +69,7 @@ class LocalSystem:
         self._lock = FileLock(config.home / "lock")
         self._children: list[Child] = []
         self._supervisor: Any = None
-        self._fleet_read = b""  # what the fleet's file held when it was read last
-        self._fleet_wanted: Any = None
+        self._fleet_file: Watched[Any] | None = None  # what `config.fleet` says
         self._applying: Any = None  # what the supervisor says of it
         self._applied_s = 0.0  # when it was told last
         self._ray_folder: Path | None = None
@@ -100,8 +100,8 @@ class LocalSystem:
     def _start(self) -> None:
         config, home = self.config, self.config.home
         if config.fleet is not None:  # what is wrong is told before anything starts
-            self._fleet_wanted = self._read_fleet(config.fleet)
-        specs = [engine.spec for engine in self._fleet_wanted.engines] if self._fleet_wanted else self._engines
+            self._fleet_file = fleet_file(config.fleet)
+        specs = [engine.spec for engine in self._fleet_file.value.engines] if self._fleet_file else self._engines
         if not config.ray:  # else what they name is on other machines
             check_engines(specs)
         store_url = config.store_url or f"sqlite+aiosqlite:///{home.absolute() / 'state.db'}"
@@ -167,22 +167,13 @@ class LocalSystem:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise StartFailed(f"no Ray cluster answers on {address}: {str(error).strip().splitlines()[0]}") from error
-        names = ours()
-        if "ramify:supervisor" in names:
+        from ramify.scheduler.actors.named import SUPERVISOR, actor_names, end_actors
+
+        names = actor_names()
+        if SUPERVISOR in names:
             ray.shutdown()
             raise AlreadyRunning(f"a system already runs on the Ray cluster {address}: stop it with Ctrl-C where it was started")
         end_actors(names)  # of a system that was killed
-
-    def _read_fleet(self, file: Path) -> Any:
-        """The fleet that a file describes."""
-        from ramify.scheduler.actors.fleet import read_fleet
-        from ramify.scheduler.errors import FleetError
-
-        try:
-            self._fleet_read = file.read_bytes() if file.exists() else b""
-            return read_fleet(file)
-        except FleetError as error:
-            raise Misconfigured(str(error)) from error
 
     @property
     def _engines(self) -> Sequence[str]:
@@ -212,7 +203,7 @@ class LocalSystem:
         from ramify.scheduler.actors.supervisor import start_supervisor
         from ramify.scheduler.errors import SchedulerError
 
-        fleet = self._fleet_wanted or self._fleet()
+        fleet = self._fleet_file.value if self._fleet_file else self._fleet()
         retention_ms = None if self.config.retain_days is None else round(self.config.retain_days * DAY_MS)
         limits = ShellLimits(self.config.trees_max, round(1000 * self.config.lease_s), retention_ms=retention_ms)
         # The verifier and the store are on this machine, and may be out of reach from any other.
@@ -230,21 +221,15 @@ class LocalSystem:
 
     def _look_at_fleet(self) -> None:
         """Have the fleet that its file describes now, as often as that takes; one that can't be read changes nothing."""
-        if self.config.fleet is None:
+        if self._fleet_file is None:
             return
-        with contextlib.suppress(OSError):  # it is being replaced
-            if self.config.fleet.read_bytes() != self._fleet_read:
-                try:
-                    self._fleet_wanted = self._read_fleet(self.config.fleet)
-                except LocalError as error:
-                    log.error("%s; the fleet stays as it was", error)
-                    return
-                log.warning("the fleet has changed: %d engines", len(self._fleet_wanted.engines))
-                self._applied_s = 0.0
+        if self._fleet_file.look():
+            log.warning("the fleet has changed: %d engines", len(self._fleet_file.value.engines))
+            self._applied_s = 0.0
         if time.monotonic() - self._applied_s > APPLY_S:
-            self._apply_fleet()
+            self._apply_fleet(self._fleet_file.value)
 
-    def _apply_fleet(self) -> None:
+    def _apply_fleet(self, fleet: Any) -> None:
         """Again and again, for a supervisor that has died may have forgotten it."""
         import ray
 
@@ -255,7 +240,7 @@ class LocalSystem:
                 ray.get(self._applying)
             except Exception as error:
                 log.error("the fleet could not be changed: %s", str(getattr(error, "cause", None) or error).splitlines()[0])
-        self._applying, self._applied_s = self._supervisor.apply.remote(self._fleet_wanted), time.monotonic()
+        self._applying, self._applied_s = self._supervisor.apply.remote(fleet), time.monotonic()
 
     def _watch(self) -> None:
         """Bring children that die back to life."""
@@ -288,13 +273,26 @@ class LocalSystem:
             with contextlib.suppress(Exception):  # what is not committed is sampled again
                 ray.get(self._supervisor.drain.remote(), timeout=DRAIN_S)
             if self.config.ray:
-                end_actors(ours())
+                from ramify.scheduler.actors.named import actor_names, end_actors
+
+                end_actors(actor_names())
         started = psutil.Process().children(recursive=True)
         ray.shutdown()
         if self._ray_folder is not None:
             end_all([process for process in started if process.pid not in {child.pid for child in self._children}])
             shutil.rmtree(self._ray_folder, ignore_errors=True)
         self._supervisor = self._ray_folder = None
+
+
+def fleet_file(path: Path) -> Watched[Any]:
+    """The fleet that a file describes. Raises `Misconfigured`."""
+    from ramify.scheduler.actors.fleet import read_fleet
+    from ramify.scheduler.errors import FleetError
+
+    try:
+        return Watched(lambda: read_fleet(path), lambda _: [path], FleetError)
+    except FleetError as error:
+        raise Misconfigured(str(error)) from error
 
 
 def check_engines(specs: Sequence[str]) -> None:
@@ -314,27 +312,6 @@ def default_verifier(specs: Sequence[str]) -> str:
     from ramify.scheduler.engines.registry import is_simulated
 
     return "simulated-prm=simulated" if all(map(is_simulated, specs)) else f"tiny24-prm={tiny24() / 'prm'}"
-
-
-def ours() -> list[str]:
-    """Names of the actors that there are of ours."""
-    import ray
-
-    from ramify.scheduler.actors.config import NAMESPACE
-
-    actors: Any = ray.util.list_named_actors(all_namespaces=True)
-    return [actor["name"] for actor in actors if actor["namespace"] == NAMESPACE]
-
-
-def end_actors(names: list[str]) -> None:
-    """End actors, the supervisor before those that it looks after."""
-    import ray
-
-    from ramify.scheduler.actors.config import NAMESPACE
-
-    for name in sorted(names, key=lambda name: name != "ramify:supervisor"):
-        with contextlib.suppress(ValueError):  # it has ended meanwhile
-            ray.kill(ray.get_actor(name, namespace=NAMESPACE))
 
 
 def end_all(processes: list[psutil.Process]) -> None:

@@ -122,12 +122,12 @@ async def test_an_engine_that_joins_is_used_and_one_that_leaves_ends_what_it_is_
     it.dispatcher.use([new], Terms())
     at_it = len(old.sent)
     await it.send(steps(6, 4))
-    assert it.dispatcher.alive == {old.name: False, "new": True}
+    assert {lane.engine: lane.alive for lane in it.dispatcher.lanes} == {old.name: False, "new": True}
     while await answered(it, *it.engines):
         pass
     assert len(old.sent) == at_it, "no more was sent"
     assert sorted(it.sent) == sorted(nodes(*commands, steps(6, 4))), "each step once: what it was at has ended there"
-    assert it.dispatcher.alive == {"new": True}
+    assert {lane.engine: lane.alive for lane in it.dispatcher.lanes} == {"new": True}
     await it.dispatcher.close()
 
 
@@ -140,7 +140,7 @@ async def test_an_engine_that_comes_again_before_it_has_left_is_another_one() ->
     await settled()
     while await answered(it, *it.engines):
         pass
-    assert it.dispatcher.alive == {"engine 0": True, "engine 1": True}
+    assert {lane.engine: lane.alive for lane in it.dispatcher.lanes} == {"engine 0": True, "engine 1": True}
     assert not it.dispatcher.busy
     await it.dispatcher.close()
 

@@ -1,15 +1,33 @@
 """Fleets as operators write them down, and what is said of an engine that no node can have."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import String
 
-from ramify.scheduler.actors.config import EngineConfig, FleetConfig, SystemConfig, placed, selectors, shard_labels
-from ramify.scheduler.actors.engine_actor import RayEngine, crowded_out, unplaceable
+from ramify.scheduler.actors.autoscaler import Autoscaler
+from ramify.scheduler.actors.config import (
+    EngineConfig,
+    EngineGroup,
+    FleetConfig,
+    SystemConfig,
+    placed,
+    selectors,
+    shard_choices,
+    shard_labels,
+    shard_owner,
+    supervisor_choices,
+    unplaceable,
+)
+from ramify.scheduler.actors.engine_actor import RayEngine, crowded_out
 from ramify.scheduler.actors.fleet import read_fleet
+from ramify.scheduler.actors.lanes import LaneStatus
+from ramify.scheduler.autoscaling import Bounds
 from ramify.scheduler.errors import FleetError
 from ramify.scheduler.placement import Region, Routing, Terms
+from ramify.store.schema import shards
 
 LOCAL_REGIONS = Path(__file__).parents[3] / "infra" / "local-regions" / "fleet.toml"
 
@@ -80,6 +98,9 @@ def test_the_fleet_of_the_local_regions_prefers_what_it_says() -> None:
         ("[[engines]]\nspec = 'simulated'\ncuont = 3", "engines.0.cuont: unexpected keyword argument"),
         ("[[engines]]\nspec = 'simulated'\ncount = -1\n[[engines]]\nspec = 'simulated'\ncount = 2", "engines.0.count is -1"),
         ("[[engines]]\nspec = 'simulated'\ncount = 'many'", "engines.0.count: input should be a valid integer"),
+        ("[[engines]]\nspec = 'simulated'\ncount_min = 2", "engines.0.count_min is given, and count_max, up to which"),
+        ("[[engines]]\nspec = 'simulated'\ncount_min = 2\ncount_max = 4", "is 1, not from count_min, 2, to count_max, 4"),
+        ("[[engines]]\nspec = 'simulated'\ncount_min = 0\ncount_max = 4", "engines.0.count_min is 0: a group keeps one"),
         ("[[engines]]\nspec = 'simulated'\ngpus = -1", "engines.0.gpus is -1.0, no number of GPUs"),
         (
             "[regions.a]\n[regions.b]\n[[engines]]\nspec = 'simulated'\nregion = 'c'",
@@ -129,20 +150,62 @@ def test_an_engine_s_region_is_told_by_either_of_two_labels_and_by_the_operator_
 def test_why_no_node_can_have_an_engine_is_said() -> None:
     engine = EngineConfig("a", "simulated", "eu", gpus=2)
     choices = selectors(engine, "ray.io/region")
-    assert unplaceable(engine, choices, [node(region="eu", gpus=2)]) == ""
-    assert unplaceable(engine, choices, [node(zone_region="eu", gpus=4)]) == ""
+    assert unplaceable(choices, engine.gpus, [node(region="eu", gpus=2)]) == ""
+    assert unplaceable(choices, engine.gpus, [node(zone_region="eu", gpus=4)]) == ""
     nodes = [node(region="us"), node(region="us"), node(), node(alive=False, region="eu", gpus=8)]
-    assert unplaceable(engine, choices, nodes) == (
+    assert unplaceable(choices, engine.gpus, nodes) == (
         "no node has the label ray.io/region=eu or ray.io/availability-region=eu; there are 1 with none of these labels; "
-        "2 with ray.io/region=us: start one with `ray start --labels`, or mend the fleet"
+        "2 with ray.io/region=us: start one with `ray start --labels`, or mend the labels"
     )
-    assert unplaceable(engine, choices, [node(region="eu", gpus=1)]) == (
+    assert unplaceable(choices, engine.gpus, [node(region="eu", gpus=1)]) == (
         "it needs 2 GPUs on one node with ray.io/region=eu or ray.io/availability-region=eu, and the largest has 1"
     )
-    assert (
-        unplaceable(EngineConfig("a", "simulated", gpus=1), [{}], [node()])
-        == "it needs 1 GPUs on one node, and the largest has 0"
-    )
+    assert unplaceable([{}], 1, [node()]) == "it needs 1 GPUs on one node, and the largest has 0"
+
+
+def test_a_group_has_as_many_engines_as_it_is_told_within_its_bounds(tmp_path: Path) -> None:
+    group = '[[engines]]\nspec = "simulated"\nname = "a"\ncount = 2\ncount_max = 4\nidle_s = 9\n'
+    fleet = read(tmp_path, group + '[[engines]]\nspec = "simulated"\nname = "b"')
+    assert fleet.groups == (EngineGroup(EngineConfig("a", "simulated"), 2, Bounds(1, 4, 9.0)),)
+    assert fleet.counts == {"a": 2, "b": 1}
+    assert [engine.name for engine in fleet.scaled({"a": 3}).engines] == ["b:0", "a:0", "a:1", "a:2"]
+    assert fleet.scaled({"a": 9}).counts == {"a": 4, "b": 1}
+    assert fleet.scaled({"a": 9}).scaled({"a": 2}) == fleet
+
+
+def test_what_all_shards_ask_of_a_group_is_counted_and_what_it_may_do_without_is_remembered(tmp_path: Path) -> None:
+    fleet = read(tmp_path, '[[engines]]\nspec = "simulated"\nname = "a"\ncount_max = 8\nidle_s = 10')
+    scaler = Autoscaler()
+
+    def lane(engine: str, slots: int, waiting: int, under_way: int) -> LaneStatus:
+        return LaneStatus(engine, True, "", slots, leaves=False, waiting=waiting, under_way=under_way)
+
+    busy = [lane("a:0", 4, 10, 8), lane("a:0", 4, 2, 4), lane("a:1", 0, 0, 0), lane("other:0", 4, 999, 999)]
+    assert scaler.counts(fleet, busy, 0.0) == {"a": 4}
+    grown, calm = fleet.scaled({"a": 4}), [lane("a:0", 4, 0, 1)]
+    assert [scaler.counts(grown, calm, now_s)["a"] for now_s in (1.0, 10.0, 11.0)] == [4, 4, 3]
+
+
+def test_a_shard_s_name_in_the_store_tells_its_ray_cluster_and_fits(tmp_path: Path) -> None:
+    def owner(cluster: str) -> str:
+        return shard_owner(SystemConfig("", "", FleetConfig(()), cluster=cluster), 63, "9f2c04d1")
+
+    assert owner("") == "shard:63@9f2c04d1"
+    assert owner("blue") == "blue/shard:63@9f2c04d1"
+    long = [owner("a-service-with-a-name-that-is-rather-long-raycluster-" + end) for end in ("x7k2p", "q9m4c")]
+    assert long[0] != long[1]
+    room = shards.c.owner.type
+    assert isinstance(room, String)
+    assert room.length
+    assert all(len(each) <= room.length for each in long)
+
+
+def test_a_shard_that_may_not_stray_waits_for_a_node_of_its_own() -> None:
+    config = SystemConfig("", "", FleetConfig(()), labels={"role": "scheduler"})
+    assert shard_choices(config, 0) == [{"role": "scheduler"}, {}]
+    strict = replace(config, strays=False)
+    assert shard_choices(strict, 0) == supervisor_choices(strict) == [{"role": "scheduler"}]
+    assert shard_choices(replace(strict, labels={}), 0) == [{}]
 
 
 def test_shards_belong_where_the_system_says() -> None:

@@ -174,6 +174,19 @@ async def test_a_successor_takes_its_predecessors_slots_with_its_first_beat(town
     assert (len(heir.slots), len(two.slots), two.offered) == (32, 32, []), "for the others nothing has changed"
 
 
+async def test_shards_of_the_same_number_in_two_ray_clusters_share_and_hand_over(town: Town) -> None:
+    blue, green = town.join("blue/shard:0@a"), town.join("green/shard:0@b")
+    await town.beat(times=4)
+    assert sorted(town.shares) == [32, 32], "neither takes the other for its own predecessor"
+    heir, former = town.join("blue/shard:0@c"), blue.slots
+    await town.beat(heir)
+    assert heir.slots == former, "and each has its own successors"
+    with pytest.raises(Fenced):
+        await blue.keeper.beat()
+    await town.beat(heir, green, times=3)
+    assert (len(heir.slots), len(green.slots), green.offered) == (32, 32, [])
+
+
 async def test_a_successor_is_the_newest_though_the_stores_clock_was_set_back(town: Town) -> None:
     one, two = town.join("shard:0@a"), town.join("shard:1@a")
     await town.beat(times=3)

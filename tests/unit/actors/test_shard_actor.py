@@ -59,7 +59,7 @@ async def test_it_works_and_says_so(actor: Actor) -> None:
     assert str(actor.actor) == "ramify:shard:3 64 slots 0 trees"
     status = await actor.actor.status()
     assert (status.index, status.failures, status.shell.state, status.shell.slots) == (3, 0, "working", SLOTS)
-    assert status.shell.engines == {"engine 0": True}
+    assert [(lane.engine, lane.alive, lane.slots) for lane in status.shell.lanes] == [("engine 0", True, 16)]
     assert await actor.actor.drain()
     assert str(actor.actor) == "ramify:shard:3 drained"
     await actor.actor.ensure()

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ramify.scheduler.actors.homes import Homes, Place
-from ramify.scheduler.actors.lanes import Call, EngineHandle, Lane, Queue, Rows, Stuck, names, told
+from ramify.scheduler.actors.lanes import Call, EngineHandle, Lane, LaneStatus, Queue, Rows, Stuck, names, told
 from ramify.scheduler.actors.quarantine import Quarantine
 from ramify.scheduler.commands import Generate, Withdraw
 from ramify.scheduler.engines.base import ModelInfo
@@ -59,6 +59,7 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()  # calls, and what looks after engines
         self._homeless = Queue()  # while no engine with the model is alive
         self._homeless_since: dict[str, float] = {}  # by job
+        self._seen: dict[int, float] = {}  # see `queue_age_s`
         self._evened_s = -EVEN_S  # when what waits was placed anew
         self._changed = False  # an engine has come or gone since the homeless were looked at
         self._speculating = 0  # speculative steps that are under way, on all engines
@@ -110,9 +111,17 @@ class Dispatcher:
         return found
 
     @property
-    def alive(self) -> dict[str, bool]:
-        """Whether each engine answers, by its name."""
-        return {lane.engine.name: lane.alive for lane in self._lanes}
+    def lanes(self) -> tuple[LaneStatus, ...]:
+        """How each engine stands."""
+        return tuple(lane.status for lane in self._lanes)
+
+    def queue_age_s(self) -> float:
+        """How long the oldest step that waits to be sent has waited, as far as it was there when this was asked before."""
+        now_s = self._now_s()
+        queues = [self._homeless, *(queue for lane in self._lanes for queue in (lane.waiting, lane.suspects))]
+        there = {int(command.node_id[-1]) for queue in queues for command in queue}  # of one that is sent in parts, the last part
+        self._seen = {name: self._seen.get(name, now_s) for name in there}
+        return now_s - min(self._seen.values(), default=now_s)
 
     @property
     def moved_tokens(self) -> int:

@@ -3,15 +3,16 @@
 import asyncio
 import logging
 import os
-from collections import Counter
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import ray
 
-from ramify.scheduler.actors.config import NAMESPACE, REGION_LABEL, EngineConfig, placed, selectors
+from ramify.scheduler.actors.config import NAMESPACE, REGION_LABEL, EngineConfig, placed, selectors, unplaceable
 from ramify.scheduler.actors.gate import Gate
+from ramify.scheduler.actors.metrics import TELL_S, EngineMetrics
 from ramify.scheduler.engines.base import Engine, EngineStats, ModelInfo, StepBatch, StepResults
 from ramify.scheduler.engines.registry import load_engine
 from ramify.scheduler.errors import EngineAway, EngineError
@@ -54,6 +55,8 @@ class EngineActor:
         self._quiet.set()
         self._gate = Gate()
         self._loading = asyncio.Lock()
+        self._metrics: EngineMetrics | None = None
+        self._telling: asyncio.Task[None] | None = None
         # A model that can't be loaded is told by `describe`; raised here, Ray would try again for ever.
         self._engine = self._load()
 
@@ -91,7 +94,15 @@ class EngineActor:
         except EngineError as error:
             log.critical("engine %s starts anew: %s", self._config.name, error)
             os._exit(1)
+        self._metrics = self._metrics or EngineMetrics(self._config, engine.info)
+        self._telling = self._telling or asyncio.create_task(self._tell(self._metrics))
         return engine.info
+
+    async def _tell(self, metrics: EngineMetrics) -> None:
+        """Tell Prometheus how it stands, over and over."""
+        while True:
+            metrics.tell(self._loaded().stats())
+            await asyncio.sleep(TELL_S)
 
     async def stats(self) -> EngineStats:
         """What its engine has done since this process was started."""
@@ -107,6 +118,7 @@ class EngineActor:
 
     async def generate(self, batch: StepBatch, *, alone: bool = False) -> AsyncIterator[StepResults]:
         """See `EngineHandle.generate`."""
+        began_s = time.monotonic()
         self._rows_open += len(batch)
         self._quiet.clear()
         left = len(batch)
@@ -120,6 +132,8 @@ class EngineActor:
                     yield results
         finally:
             self._rows_open -= left
+            if self._metrics is not None:
+                self._metrics.called(time.monotonic() - began_s)
             if not self._rows_open:
                 self._quiet.set()
 
@@ -162,7 +176,7 @@ class RayEngine:
         if not (await asyncio.wait({self._asked}, timeout=PLACED_S))[0]:
             # Ray keeps an actor that fits nowhere waiting for ever, and says nothing.
             nodes = await asyncio.to_thread(ray.nodes)
-            if why := unplaceable(self.config, self.choices, nodes):
+            if why := unplaceable(self.choices, self.config.gpus, nodes):
                 raise EngineAway(why)
             if not (await asyncio.wait({self._asked}, timeout=patience_s))[0]:
                 raise EngineAway(f"it has not started within {patience_s:.0f} s: it still loads, or Ray has no room for it")
@@ -177,22 +191,6 @@ class RayEngine:
 async def _answer(reference: Any) -> ModelInfo:
     info: ModelInfo = await reference
     return info
-
-
-def unplaceable(config: EngineConfig, choices: list[dict[str, str]], nodes: Sequence[Mapping[str, Any]]) -> str:
-    """Why none of Ray's nodes can have an engine; empty: one can."""
-    alive = [node for node in nodes if node["Alive"]]
-    fit = [node for node in alive if any(choice.items() <= node["Labels"].items() for choice in choices)]
-    wanted = " or ".join(", ".join(f"{key}={value}" for key, value in choice.items()) for choice in choices)
-    if not fit:
-        keys = {key for choice in choices for key in choice}
-        there = Counter(", ".join(f"{key}={node['Labels'][key]}" for key in sorted(keys & {*node["Labels"]})) for node in alive)
-        have = "; ".join(f"{count} with {labels or 'none of these labels'}" for labels, count in sorted(there.items()))
-        return f"no node has the label {wanted}; there are {have}: start one with `ray start --labels`, or mend the fleet"
-    most = max(node["Resources"].get("GPU", 0) for node in fit)
-    if most < config.gpus:
-        return f"it needs {config.gpus:g} GPUs on one node{f' with {wanted}' if wanted else ''}, and the largest has {most:g}"
-    return ""
 
 
 def crowded_out(engines: Sequence[RayEngine], nodes: Sequence[Mapping[str, Any]]) -> dict[RayEngine, EngineAway]:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from typing import Any
@@ -39,23 +39,28 @@ class EngineKeeper:
         self.fleet = fleet  # its revision rises with each change, of the engines too
         self.engines: dict[str, RayEngine] = {}  # that shards may use
         self._store_url, self._changed = store_url, changed
+        self._scorers: list[ModelRow] = []  # that the verifier has
         self._infos: dict[str, ModelInfo] = {}  # of engines that have answered
         self._joining: dict[str, asyncio.Task[None]] = {}  # of those that have not
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._applying, self._publishing = asyncio.Lock(), asyncio.Lock()
 
-    async def start(self, scorers: Sequence[ModelRow]) -> dict[RayEngine, BaseException]:
-        """Start all engines, and say which models there are: theirs and the verifier's.
+    async def start(self, scorers: Sequence[ModelRow], patience_s: float = inf) -> dict[RayEngine, BaseException]:
+        """Start all engines, and say which models there are: theirs and the verifier's. May be called again after it has raised.
+
+        Args:
+            scorers: the verifier's models.
+            patience_s: for which it waits for engines that load.
 
         Returns:
             Which of them are away, and why; they are looked for. Raises if all are, or if one can't ever be there.
         """
-        engines = self._start(self.fleet.engines)
-        self.engines = {engine.name: engine for engine in engines}
+        self.engines |= {each.name: each for each in self._start(c for c in self.fleet.engines if c.name not in self.engines)}
+        engines = [*self.engines.values()]
         away: dict[RayEngine, BaseException] = {**crowded_out(engines, await asyncio.to_thread(ray.nodes))}
         asked = [engine for engine in engines if engine not in away]
         for engine, found in zip(
-            asked, await asyncio.gather(*(each.describe(inf) for each in asked), return_exceptions=True), strict=True
+            asked, await asyncio.gather(*(each.describe(patience_s) for each in asked), return_exceptions=True), strict=True
         ):
             if isinstance(found, BaseException):
                 away[engine] = found
@@ -65,7 +70,7 @@ class EngineKeeper:
             if len(away) == len(engines) or not isinstance(error, EngineAway):
                 raise error
         self._look_for(away)
-        await self._publish(scorers)
+        await self.publish(scorers)
         return away
 
     async def adopt(self, fleet: FleetConfig) -> list[RayEngine]:
@@ -94,22 +99,31 @@ class EngineKeeper:
         """Have another fleet, from now on.
 
         Engines that are new join; those that are wanted no more are sent nothing more and end once they are idle; one that has
-        changed does so too, and is then started anew. A fleet that can't be started changes nothing.
+        changed does so too, and is then started anew. Of a group whose engines come and go there stay as many as there
+        are, within its bounds. A fleet that can't be started changes nothing.
         """
         async with self._applying:
-            if replace(fleet, revision=self.fleet.revision) == self.fleet:
-                return
-            wanted = {config.name: config for config in fleet.engines}
-            gone = [engine for name, engine in self.engines.items() if engine.config != wanted.get(name)]
-            fresh = self._start(each for each in fleet.engines if each.name not in self.engines.keys() | self._leaving.keys())
-            for engine in gone:
-                del self.engines[engine.name]
-            self.engines |= {engine.name: engine for engine in fresh}
-            self.fleet = replace(fleet, revision=self.fleet.revision + 1)
-            self._look_for(fresh)
-            await self._changed()
-            self.end(gone)
-            await self._publish()
+            await self._change(fleet.scaled(self.fleet.counts))
+
+    async def scale(self, counts: Mapping[str, int]) -> None:
+        """Have so many engines of some groups, likewise."""
+        async with self._applying:
+            await self._change(self.fleet.scaled({**self.fleet.counts, **counts}))
+
+    async def _change(self, fleet: FleetConfig) -> None:
+        if replace(fleet, revision=self.fleet.revision) == self.fleet:
+            return
+        wanted = {config.name: config for config in fleet.engines}
+        gone = [engine for name, engine in self.engines.items() if engine.config != wanted.get(name)]
+        fresh = self._start(each for each in fleet.engines if each.name not in self.engines.keys() | self._leaving.keys())
+        for engine in gone:
+            del self.engines[engine.name]
+        self.engines |= {engine.name: engine for engine in fresh}
+        self.fleet = replace(fleet, revision=self.fleet.revision + 1)
+        self._look_for(fresh)
+        await self._changed()
+        self.end(gone)
+        await self.publish()
 
     def end(self, engines: Iterable[RayEngine]) -> None:
         """End engines that no shard uses any more, once they are idle."""
@@ -131,28 +145,34 @@ class EngineKeeper:
             self.fleet = replace(self.fleet, revision=self.fleet.revision + 1)
             self._look_for(fresh)
             await self._changed()
-        await self._publish()
+        await self.publish()
 
     def _start(self, configs: Iterable[EngineConfig]) -> list[RayEngine]:
         return [start_engine(config, self.fleet.region_label) for config in configs]
 
     def _look_for(self, engines: Iterable[RayEngine]) -> None:
         """Say what models engines have once they are there."""
-        self._joining |= {engine.name: asyncio.create_task(self._join(engine)) for engine in engines}
+        fresh = [engine for engine in engines if engine.name not in self._joining or self._joining[engine.name].done()]
+        self._joining |= {engine.name: asyncio.create_task(self._join(engine)) for engine in fresh}
 
     @tenacity.retry(
         wait=tenacity.wait_random_exponential(max=JOIN_S_MAX), before_sleep=tenacity.before_sleep_log(log, logging.WARNING)
     )
     async def _join(self, engine: RayEngine) -> None:
         self._infos[engine.name] = await engine.describe()
-        await self._publish()
+        await self.publish()
 
-    async def _publish(self, scorers: Sequence[ModelRow] = ()) -> None:
-        """Say which models there are. What has not been asked yet has what was said before."""
+    async def publish(self, scorers: Sequence[ModelRow] = ()) -> None:
+        """Say which models there are. What has not been asked yet has what was said before.
+
+        Args:
+            scorers: the verifier's models; empty: as they were said last.
+        """
         async with self._publishing, opened(self._store_url) as database:
-            known = {(row.role, row.name): row for row in scorers or await Jobs(database).models()}
-            if self.engines.keys() <= self._infos.keys():
-                known = {key: row for key, row in known.items() if row.role != GENERATOR}
+            before = await Jobs(database).models()
+            self._scorers = [*scorers] or self._scorers or [row for row in before if row.role != GENERATOR]
+            generators = [] if self.engines.keys() <= self._infos.keys() else [row for row in before if row.role == GENERATOR]
+            known = {(row.role, row.name): row for row in (*self._scorers, *generators)}
             for info in self._infos.values():
                 row = ModelRow(GENERATOR, info.name, info.revision, info.delimiter, info.problem_format)
                 known[row.role, row.name] = row

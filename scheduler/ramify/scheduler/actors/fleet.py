@@ -4,14 +4,15 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import inf
 from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from ramify.scheduler.actors.config import REGION_LABEL, EngineConfig, FleetConfig
+from ramify.scheduler.actors.config import REGION_LABEL, EngineConfig, EngineGroup, FleetConfig
+from ramify.scheduler.autoscaling import IDLE_S, Bounds
 from ramify.scheduler.engines.registry import gpus_of
 from ramify.scheduler.errors import FleetError
 from ramify.scheduler.placement import Region, Terms
@@ -40,6 +41,9 @@ class EngineEntry:
     __pydantic_config__ = STRICT
     spec: str
     count: int = 1
+    count_min: int | None = None  # the group has at least so many, see `autoscaling`; None: 1
+    count_max: int | None = None  # and at most so many; None: it has `count` of them
+    idle_s: float = IDLE_S
     region: str = ""
     name: str = ""  # they are called name:0, name:1, ...; empty: as their region is
     labels: dict[str, str] = field(default_factory=dict)
@@ -86,19 +90,25 @@ def parse_fleet(content: Mapping[str, Any]) -> FleetConfig:
         told = [f"{'.'.join(map(str, each['loc']))}: {each['msg'].lower()}" for each in error.errors()]
         raise FleetError("; ".join(told)) from error
     _check(file)
-    engines = [
-        EngineConfig(
-            name=f"{entry.called}:{index}",
-            spec=entry.spec,
-            region=entry.region,
-            labels=entry.labels,
-            gpus=gpus_of(entry.spec) if entry.gpus is None else entry.gpus,
-        )
-        for entry in file.engines
+    alike = {entry.called: (_engine(entry), entry) for entry in file.engines}
+    fixed = [
+        replace(engine, name=f"{name}:{index}")
+        for name, (engine, entry) in alike.items()
+        if entry.count_max is None
         for index in range(entry.count)
     ]
+    groups = [
+        EngineGroup(engine, entry.count, Bounds(entry.count_min or 1, entry.count_max, entry.idle_s))
+        for engine, entry in alike.values()
+        if entry.count_max is not None
+    ]
     weights = {f"{name}_weight": value for name, value in asdict(file.weights).items()}
-    return FleetConfig(tuple(engines), Terms(file.regions, **weights), file.region_label)
+    return FleetConfig((*fixed,), Terms(file.regions, **weights), file.region_label, groups=(*groups,)).scaled({})
+
+
+def _engine(entry: EngineEntry) -> EngineConfig:
+    gpus = gpus_of(entry.spec) if entry.gpus is None else entry.gpus
+    return EngineConfig(entry.called, entry.spec, entry.region, entry.labels, gpus)
 
 
 def _check(file: FleetFile) -> None:
@@ -108,6 +118,7 @@ def _check(file: FleetFile) -> None:
         here = f"engines.{at}"
         _require(0 <= entry.count <= ENGINES_MAX, f"{here}.count is {entry.count}, not from 0 to {ENGINES_MAX}")
         _require(entry.gpus is None or 0 <= entry.gpus < inf, f"{here}.gpus is {entry.gpus}, no number of GPUs")
+        _check_group(entry, here)
         known = f"which is none of the regions {', '.join(file.regions)}"
         _require(not file.regions or entry.region in ("", *file.regions), f"{here}.region is {entry.region!r}, {known}")
         twice = f"{here} is called {entry.called}, and so is another one: give it a name of its own"
@@ -125,6 +136,21 @@ def _check(file: FleetFile) -> None:
     for each in fields(file.weights):
         value = getattr(file.weights, each.name)
         _require(0 <= value < inf, f"weights.{each.name} is {value}, not a number from 0 on")
+
+
+def _check_group(entry: EngineEntry, here: str) -> None:
+    """What is said of how many there may be."""
+    if entry.count_max is None:
+        _require(entry.count_min is None, f"{here}.count_min is given, and count_max, up to which the group may grow, is not")
+        return
+    least = 1 if entry.count_min is None else entry.count_min
+    _require(least >= 1, f"{here}.count_min is {least}: a group keeps one engine at least, or its model would be forgotten")
+    _require(entry.count_max <= ENGINES_MAX, f"{here}.count_max is {entry.count_max}, more than {ENGINES_MAX}")
+    between = f"from count_min, {least}, to count_max, {entry.count_max}"
+    _require(
+        least <= entry.count <= entry.count_max, f"{here}.count, with which the group starts, is {entry.count}, not {between}"
+    )
+    _require(0 <= entry.idle_s < inf, f"{here}.idle_s is {entry.idle_s}, not a number of seconds")
 
 
 def _require(holds: bool, message: str) -> None:

@@ -57,6 +57,19 @@ class Stuck(NamedTuple):
     since_s: float  # on the monotonic clock
 
 
+@dataclass(frozen=True, slots=True)
+class LaneStatus:
+    """How an engine stands, as one shard sees it."""
+
+    engine: str
+    alive: bool  # whether it answers
+    reason: str  # why it is not alive
+    slots: int  # sequences that it runs at once; 0: it has never answered
+    leaves: bool  # ends what it is at, and is sent nothing more
+    waiting: int  # steps that are to be sent there; here and below, speculative ones apart
+    under_way: int  # steps that are there
+
+
 class Rows(NamedTuple):
     """The steps of a call, R of them, by what their events are made of."""
 
@@ -219,6 +232,20 @@ class Lane:
     def load(self) -> int:
         """Steps that it has, waiting and under way."""
         return self.under_way + sum(queue.steps for queue in self.queues)
+
+    @property
+    def status(self) -> LaneStatus:
+        """How it stands."""
+        guesses = sum(int((call.guess & call.open).sum()) for call in self.calls.values())
+        return LaneStatus(
+            self.engine.name,
+            self.alive,
+            reason="" if self.alive else self.reason,
+            slots=self.slots,
+            leaves=self.leaves,
+            waiting=self.waiting.steps + self.suspects.steps,
+            under_way=self.under_way - guesses,
+        )
 
     def may_take(self, model: str, routing: Routing) -> bool:
         """Whether it may sample with a model for a job."""

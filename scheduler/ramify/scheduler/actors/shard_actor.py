@@ -13,10 +13,12 @@ from typing import Any
 import ray
 
 from ramify.scheduler.actors.aside import Aside
-from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, FleetConfig, SystemConfig, placed, shard_labels, straying
+from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, FleetConfig, SystemConfig, placed, shard_choices, shard_owner
 from ramify.scheduler.actors.lanes import EngineHandle
+from ramify.scheduler.actors.metrics import TELL_S, ShardMetrics
 from ramify.scheduler.actors.shell import Shell, ShellStatus
 from ramify.scheduler.memory import keep_freed_memory
+from ramify.store.errors import Fenced
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,8 @@ class ShardActor:
         self._run: asyncio.Task[None] | None = None
         self._drained = False
         self._now_s = now_s
+        self._metrics = ShardMetrics(index)
+        self._telling: asyncio.Task[None] | None = None
         self._failures, self._failure = 0, ""
         self._began_s = self._next_s = 0.0  # when the shell was started, and when the next one may be
 
@@ -89,6 +93,7 @@ class ShardActor:
             Exception: what the shell has died of since the last call; a new one is started after a while.
         """
         now_s = self._now_s()
+        self._telling = self._telling or asyncio.create_task(self._tell())
         if self._run is not None and self._run.done():
             run, self._run = self._run, None
             if now_s - self._began_s > GOOD_S:
@@ -100,10 +105,11 @@ class ShardActor:
                 run.result()
             except Exception as error:
                 self._failure = f"{type(error).__name__}: {error}"
+                self._metrics.restarted(fenced=isinstance(error, Fenced))
                 raise
         if self._run is None and not self._drained and now_s >= self._next_s:
             # A new incarnation: it takes the slots of the one before, whose commits fail from then on, if it is still there.
-            owner = f"shard:{self._index}@{secrets.token_hex(4)}"
+            owner = shard_owner(self._config, self._index, secrets.token_hex(4))
             if self._store is not None:  # which knows what its shell has recovered; it may take as long as the database does
                 self._closing = asyncio.create_task(self._store.close())
             self._store = Aside(self._config.store_url, self._config.work)
@@ -117,6 +123,14 @@ class ShardActor:
         works = self._shell is not None and self._run is not None and not self._run.done()
         shell = self._shell.status if self._shell and works else None
         return ShardStatus(self._index, shell, self._failures, self._failure, os.getpid())
+
+    async def _tell(self) -> None:
+        """Tell Prometheus how it stands, over and over."""
+        while True:
+            if self._shell is not None:
+                regions = {engine.name: engine.region for engine in self._engines}
+                self._metrics.tell((await self.status()).shell, self._shell.meters, regions)
+            await asyncio.sleep(TELL_S)
 
     async def drain(self, within_s: float = DRAIN_S) -> bool:
         """Commit what is there, hand the slots over and stop, within some seconds and `CUT_S`.
@@ -155,5 +169,5 @@ def start_shard(index: int, config: SystemConfig, engines: Sequence[EngineHandle
         num_cpus=0,
         max_restarts=-1,
         max_task_retries=0,
-        **placed(straying(shard_labels(config, index))),
+        **placed(shard_choices(config, index)),
     ).remote(index, config, engines)

@@ -18,21 +18,24 @@ from ramify.scheduler.actors.backlog import Backlog
 from ramify.scheduler.actors.comparing import Comparing
 from ramify.scheduler.actors.dispatch import Dispatcher
 from ramify.scheduler.actors.housekeeping import Housekeeping
-from ramify.scheduler.actors.lanes import EngineHandle
+from ramify.scheduler.actors.lanes import EngineHandle, LaneStatus
 from ramify.scheduler.actors.leases import LeaseKeeper
 from ramify.scheduler.actors.limits import ShellLimits
+from ramify.scheduler.actors.meters import Meters
 from ramify.scheduler.actors.pins import Client, PinnedVerifier
 from ramify.scheduler.actors.recovery import Recovery
 from ramify.scheduler.actors.scoring import Scoring
+from ramify.scheduler.actors.standings import Standings
 from ramify.scheduler.actors.store_time import StoreTime
 from ramify.scheduler.actors.waits import waits
 from ramify.scheduler.commands import Check, Command, Commit, Compare, Generate, Score, Withdraw
 from ramify.scheduler.errors import IllegalEvent
-from ramify.scheduler.events import Committed, Event, SlotsReleased, StepsSampled, Tick
+from ramify.scheduler.events import Committed, Event, SlotsReleased, StepsLost, StepsSampled, Tick
 from ramify.scheduler.forest.columns import TreeStatus
 from ramify.scheduler.forest.ids import tree_ids
 from ramify.scheduler.journal import Journal
 from ramify.scheduler.placement import Terms
+from ramify.scheduler.plan import JobPlan
 from ramify.scheduler.shard import Shard
 from ramify.scheduler.slots import SLOTS, in_slots, slot_of
 from ramify.store.errors import DiskFull
@@ -65,8 +68,14 @@ class ShellStatus:
     committed_steps: int  # since it was started
     commits: int
     waits: tuple[Wait, ...]
-    engines: dict[str, bool]  # whether each answers
-    moved_tokens: int  # see `Dispatcher`
+    lanes: tuple[LaneStatus, ...]  # engines
+    queue_age_s: float  # see `Dispatcher`
+    moved_tokens: int  # likewise
+    unscored_chains: int  # that wait for the verifier, or are there
+    models_away: int  # of the verifier, or overloaded
+    commit_lag_s: float  # how long the commit that is being written has taken
+    store_silent_s: float  # since the store was last heard of
+    store_full: bool  # its disk: a commit waits for room
 
 
 class Shell:
@@ -109,6 +118,7 @@ class Shell:
         self._draining: asyncio.Task[None] | None = None
         self._listener: Listener | None = None
         self.commits = self.committed_steps = 0
+        self.meters = Meters()
         self.keeper = LeaseKeeper(
             work,
             owner,
@@ -117,15 +127,17 @@ class Shell:
             gained=self._gained,
             give_up=self._give_up,
             store_time=self._time,
+            meters=self.meters,
             now_s=now_s,
             sleep=sleep,
         )
         self._dispatcher = Dispatcher(
             engines, self.post, terms or Terms(), tries_max=limits.shard.tries_max, now_s=now_s, sleep=sleep
         )
+        tenants = Standings(work, now_s)
         scorer = PinnedVerifier(verifier, now_s)
-        self._admission = Admission(work, lambda: self.keeper.settled_claim, self._dispatcher, scorer, self.post, now_s)
-        self._scoring = Scoring(scorer, self._admission.references, self.post, now_s=now_s)
+        self._admission = Admission(work, lambda: self.keeper.settled_claim, self._dispatcher, scorer, self.post, tenants, now_s)
+        self._scoring = Scoring(scorer, self._admission.references, self.post, meters=self.meters, now_s=now_s)
         self._comparing = Comparing(self.post)
         self._recovery = Recovery(
             work,
@@ -135,6 +147,7 @@ class Shell:
             post=self.post,
             turned=self._turn_over,
             settled=self.keeper.settled,
+            meters=self.meters,
             sleep=sleep,
         )
         self._housekeeping = Housekeeping(work, lambda: self.keeper.settled_claim, limits.retention_ms, now_s=now_s, sleep=sleep)
@@ -179,8 +192,14 @@ class Shell:
             committed_steps=self.committed_steps,
             commits=self.commits,
             waits=tuple(self._waits()),
-            engines=self._dispatcher.alive,
+            lanes=self._dispatcher.lanes,
+            queue_age_s=self._dispatcher.queue_age_s(),
             moved_tokens=self._dispatcher.moved_tokens,
+            unscored_chains=self._scoring.chains,
+            models_away=self._scoring.models_away,
+            commit_lag_s=self._backlog.lag_s,
+            store_silent_s=self.keeper.silent_s,
+            store_full=self._disk_full,
         )
 
     async def run(self) -> None:
@@ -217,6 +236,8 @@ class Shell:
         for event in events:
             if isinstance(event, StepsSampled):
                 self._backlog.add(event)
+            elif isinstance(event, StepsLost):
+                self.meters.count("lost_steps", len(event.hint))
         while events:
             commands, events = self._journal.answer(self._handle(events), self.shard.growing)
             for command in commands:
@@ -264,7 +285,10 @@ class Shell:
     # --- the store --------------------------------------------------------------------------------------------------
 
     async def _write(self, commit: Commit, claim: Claim) -> None:
+        began_s = self._now_s()
+
         def failed(error: SQLAlchemyError) -> None:
+            self.meters.count("store_failures", 1)
             self._backlog.stuck, self._disk_full = str(error), isinstance(error, DiskFull)
 
         await again(
@@ -275,6 +299,10 @@ class Shell:
         )
         self._disk_full = False
         self._backlog.end()
+        self.meters.took("commit_seconds", self._now_s() - began_s)
+        self.meters.committed(commit)
+        self.commits += 1
+        self.committed_steps += len(commit.nodes.node_id)
         done = [(delta.job_id, result.tree_id) for delta in commit.jobs for result in delta.results]
         for job_id, tree in done:
             self._first_segment.pop(tree, None)
@@ -285,8 +313,6 @@ class Shell:
             self._journal.release(commit.released)
             self._forget(lambda trees: in_slots(trees, commit.released))
             self.keeper.gone(commit.released)
-        self.commits += 1
-        self.committed_steps += len(commit.nodes.node_id)
         self.post(Committed(commit.sequence))
         if done and self._listener is not None:
             self._listener.wake()
@@ -302,7 +328,7 @@ class Shell:
         with wakeups.listener() as self._listener:
             while True:
                 with contextlib.suppress(SQLAlchemyError):  # it has been logged: it is looked at again soon
-                    for job in await self._admission.admit(self._limits.trees_max - self.shard.live_trees):
+                    for job in await self._admission.admit(self._limits.trees_max, self._live_trees()):
                         trees = tree_ids(job.job_id, np.arange(job.problems_total))
                         self._journal.forget(trees)
                         self._forget(partial(np.isin, test_elements=trees))
@@ -342,6 +368,12 @@ class Shell:
         loads = np.bincount(slot_of(trees.tree_id[grows]), trees.outstanding[grows], SLOTS).astype(np.int64)
         loads[loads < LOAD_MIN] = 0
         return {slot: int(loads[slot]) for slot in self.keeper.slots}
+
+    def _live_trees(self) -> list[tuple[JobPlan, int]]:
+        """Open trees of each job."""
+        trees, plans = self.shard.forest.trees, self.shard.plans
+        count = np.bincount(trees.plan[: trees.size][trees.status[: trees.size] != TreeStatus.FREE], minlength=len(plans))
+        return [(plan, trees) for plan, trees in zip(plans, count.tolist(), strict=True) if trees]
 
     def _waits(self) -> list[Wait]:
         paused = "" if self._draining is not None else self.paused

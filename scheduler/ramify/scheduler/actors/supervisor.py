@@ -6,15 +6,31 @@ Engines may come and go while jobs run: it is given another fleet, and tells the
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
+from math import inf
 from typing import Any
 
 import ray
 import tenacity
+from sqlalchemy.exc import SQLAlchemyError
 
-from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, REMOVE_S, FleetConfig, SystemConfig, placed, straying
+from ramify.scheduler.actors.autoscaler import Autoscaler
+from ramify.scheduler.actors.config import (
+    DRAIN_S,
+    NAMESPACE,
+    REMOVE_S,
+    FleetConfig,
+    SystemConfig,
+    placed,
+    shard_choices,
+    supervisor_choices,
+    unplaceable,
+)
+from ramify.scheduler.actors.engine_actor import PREFIX
 from ramify.scheduler.actors.engine_keeper import EngineKeeper, opened
+from ramify.scheduler.actors.named import SUPERVISOR, actor_names, end_actors
 from ramify.scheduler.actors.shard_actor import CUT_S, ShardStatus, name_of, start_shard
 from ramify.scheduler.errors import SchedulerError
 from ramify.scheduler.slots import SLOTS
@@ -25,12 +41,15 @@ log = logging.getLogger(__name__)
 
 WATCH_S = 0.5  # between two looks at a shard
 ANSWER_S = 10.0  # in which a shard says that it is there; it may stand still, and others are looked after meanwhile
+PLACED_S = 45.0  # in which a shard that is started must answer, or else it is told what it lacks
 STATUS_S = 2.0  # in which it says how it stands
+LOOK_S = 2.0  # between two looks at what engines have to do
 RESUME_S_MAX = 5.0  # between two tries to find what a predecessor has started
-GENERATOR = "generator"  # role of a model that an engine has
 LEAVE_S = 0.5  # for its answer to a drain to arrive
-JOIN_S_MAX = 10.0  # between two tries to learn what the model of an engine is that has joined
-LEAVE_S_MAX = 120.0  # in which an engine that leaves must be idle; what it is at then is sampled elsewhere
+LONG_S = 60.0  # after which a shard that fails, and ...
+MODELS_S = 30.0  # between two looks at what models the verifier has
+AWAY_TOLD_MAX = 3  # engines that are told of
+AWAY_S = 300.0  # ... after which a system without a living engine is ill
 
 
 @dataclass(slots=True)
@@ -40,6 +59,7 @@ class Shard:
     actor: Any
     watch: "asyncio.Task[None] | None" = None
     failure: str = ""  # why it can't be reached, or what it has died of
+    well_s: float = field(default_factory=time.monotonic)  # when it was not failing last
 
 
 @ray.remote
@@ -50,6 +70,11 @@ class Supervisor:
         self._config = config
         self._keeper = EngineKeeper(config.fleet, config.store_url, self._tell_shards)
         self._shards: dict[int, Shard] = {}
+        self._autoscaler = Autoscaler()
+        self._away: dict[str, str] = {}  # engines, and why
+        self._tasks: list[asyncio.Task[None]] = []
+        self._alive_s = time.monotonic()  # when an engine was seen last
+        self._configuring, self._started = asyncio.Lock(), False
         context = ray.get_runtime_context()
         if context.was_current_actor_reconstructed:
             context.current_actor.resume.remote()
@@ -57,33 +82,77 @@ class Supervisor:
     def __repr__(self) -> str:
         return f"ramify:supervisor {len(self._shards)} shards {len(self._keeper.engines)} engines"
 
-    async def start(self) -> list[str]:
+    async def start(self, patience_s: float = inf) -> list[str]:
         """Start everything; returns when jobs can be submitted. Raises what an engine or the verifier can't start for.
+
+        May be called again after it has raised. Shards are started last: where others work on the store, they take no tree that
+        no engine is there for.
+
+        Args:
+            patience_s: for which it waits for engines that load.
 
         Returns:
             Which engines are away, and why; they are looked for. If all were, it would have raised.
         """
         async with opened(self._config.store_url) as database:
             await database.migrate()
-        away = await self._keeper.start(await self._scorers())
+        away = await self._keeper.start(await self._scorers(), patience_s)
         await self.scale(self._config.shards)
+        self._begin()
         return [f"{engine.name}: {error}" for engine, error in away.items()]
+
+    async def configure(self, config: SystemConfig, patience_s: float) -> list[str]:
+        """Have this configuration: start it, or go on with what is there; called over and over.
+
+        Args:
+            config: what there is to be.
+            patience_s: see `start`.
+
+        Returns:
+            Names of what is configured otherwise than it is at work, and takes a start of everything.
+
+        Raises:
+            SchedulerError: it can't be had now, and is to be asked for again.
+        """
+        async with self._configuring:
+            if self._started or await self._found():
+                await self.apply(config.fleet)
+                await self.scale(config.shards)
+            else:
+                if config != self._config:  # what was started after the other one is not at work yet
+                    end_actors([name for name in actor_names() if name.startswith(PREFIX)])
+                    self._config, self._keeper = config, EngineKeeper(config.fleet, config.store_url, self._tell_shards)
+                await self.start(patience_s)
+        names = [each.name for each in fields(SystemConfig) if each.name not in ("fleet", "shards")]
+        return [name for name in names if getattr(config, name) != getattr(self._config, name)]
 
     @tenacity.retry(
         wait=tenacity.wait_random_exponential(max=RESUME_S_MAX), before_sleep=tenacity.before_sleep_log(log, logging.ERROR)
     )
     async def resume(self) -> None:
         """Look after what its predecessor has started; nobody else does, so it is tried until it succeeds."""
-        actors: Any = ray.util.list_named_actors(all_namespaces=True)
-        there = {actor["name"] for actor in actors if actor["namespace"] == NAMESPACE}
+        async with self._configuring:
+            await self._found()
+
+    async def _found(self) -> bool:
+        """Whether there are shards already, after which it looks from then on."""
+        there = {*actor_names()}
         found = [index for index in range(SLOTS) if name_of(index) in there]
+        if self._started or not found:
+            return self._started
         known = await asyncio.gather(*map(fleet_of, found))
         fleet = max([self._config.fleet, *(each for each in known if each)], key=lambda fleet: fleet.revision)
         stale = await self._keeper.adopt(fleet)
         log.warning("the supervisor was started anew, and looks after shards %s", ", ".join(map(str, found)))
-        self._look_after(found or range(self._config.shards))
+        self._look_after(found)
         await self._tell_shards()
         self._keeper.end(stale)
+        self._begin()
+        return True
+
+    def _begin(self) -> None:
+        self._started, self._alive_s = True, time.monotonic()
+        self._tasks = [asyncio.create_task(self._look()), asyncio.create_task(self._follow_verifier())]
 
     async def apply(self, fleet: FleetConfig) -> None:
         """Have another fleet, see `EngineKeeper.apply`."""
@@ -105,17 +174,30 @@ class Supervisor:
     async def scale(self, shards: int) -> None:
         """Have so many shards: start what is missing, or drain those with the highest numbers."""
         fresh = self._look_after(index for index in range(shards) if index not in self._shards)
-        await asyncio.gather(*(shard.actor.ensure.remote() for shard in fresh))
+        await asyncio.gather(*(self._placed(index, shard) for index, shard in fresh.items()))
         await asyncio.gather(*(self.remove(index) for index in [*self._shards] if index >= shards))
 
-    def _look_after(self, indices: Iterable[int]) -> list[Shard]:
+    async def _placed(self, index: int, shard: Shard) -> None:
+        """Wait until a shard works; one that no node can have is told, while Ray keeps it waiting and says nothing."""
+        try:
+            async with asyncio.timeout(PLACED_S):
+                await shard.actor.ensure.remote()
+        except TimeoutError:
+            raise SchedulerError(f"shard {index} has not started within {PLACED_S:.0f} s: {await self._lacks(index)}") from None
+
+    async def _lacks(self, index: int) -> str:
+        """Why a shard does not answer."""
+        why = unplaceable(shard_choices(self._config, index), 0, await asyncio.to_thread(ray.nodes))
+        return why or "it stands still, or Ray is just starting it"
+
+    def _look_after(self, indices: Iterable[int]) -> dict[int, Shard]:
         """Start shards, or find them, and keep them at work."""
         config = replace(self._config, fleet=self._keeper.fleet)
         fresh = {index: Shard(start_shard(index, config, [*self._keeper.engines.values()])) for index in indices}
         for index, shard in fresh.items():
             shard.watch = asyncio.create_task(self._keep_alive(index, shard))
         self._shards |= fresh
-        return [*fresh.values()]
+        return fresh
 
     async def remove(self, index: int) -> bool:
         """Drain one shard and end it; the others take its slots. Whether it came to its end within `REMOVE_S`."""
@@ -142,13 +224,49 @@ class Supervisor:
             await asyncio.sleep(WATCH_S)
             try:
                 await self._ensure(shard)
-                shard.failure = ""
+                shard.failure, shard.well_s = "", time.monotonic()
             except TimeoutError:
-                shard.failure = f"it does not answer within {ANSWER_S:.0f} s"
+                shard.failure = f"it does not answer within {ANSWER_S:.0f} s: {await self._lacks(index)}"
                 log.error("shard %d stands still: %s", index, shard.failure)
             except Exception as error:  # its process died, or its shell did: the next look starts it anew
                 shard.failure = str(error)
                 log.error("shard %d failed: %s", index, error)
+
+    async def _look(self) -> None:
+        """See which engines are alive, and have more or fewer of those that come and go by what they have to do."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            shells = [status.shell for status in await self.status() if status.shell is not None]
+            lanes = [lane for shell in shells for lane in shell.lanes if not lane.leaves]
+            self._away = {lane.engine: lane.reason for lane in lanes if not lane.alive}
+            if any(lane.alive for lane in lanes):
+                self._alive_s = time.monotonic()
+            counts = self._autoscaler.counts(self._keeper.fleet, lanes, time.monotonic())
+            try:
+                await self._keeper.scale(counts)
+            except Exception as error:  # it is tried again
+                log.error("the fleet could not be changed: %s", error)
+
+    async def _follow_verifier(self) -> None:
+        """Say anew which models there are when the verifier has others."""
+        scorers: list[ModelRow] = []
+        while True:
+            await asyncio.sleep(MODELS_S)
+            try:
+                if (found := await self._scorers()) != scorers:
+                    await self._keeper.publish(found)
+                scorers = found
+            except (SchedulerError, SQLAlchemyError) as error:  # what waits for it tells that it is away
+                log.info("the verifier's models are as they were: %s", error)
+
+    async def health(self) -> str:
+        """What has been wrong for long; empty: nothing."""
+        now_s = time.monotonic()
+        ill = [f"shard {i}: {each.failure}" for i, each in self._shards.items() if each.failure and now_s - each.well_s > LONG_S]
+        if self._started and now_s - self._alive_s > AWAY_S:
+            told = "; ".join(f"{name}: {reason}" for name, reason in [*self._away.items()][:AWAY_TOLD_MAX])
+            ill.append(f"no engine has been alive for {AWAY_S:.0f} s ({told or 'no shard can say why'})")
+        return "; ".join(ill)
 
     async def status(self) -> list[ShardStatus]:
         """How each shard stands."""
@@ -189,8 +307,14 @@ async def fleet_of(index: int) -> FleetConfig | None:
     return None
 
 
-def start_supervisor(config: SystemConfig) -> Any:
-    """Start the supervisor's actor; its `start` does the rest."""
+def start_supervisor(config: SystemConfig, *, detached: bool = False) -> Any:
+    """Start the supervisor's actor; its `start` does the rest.
+
+    Args:
+        config: what there is to be.
+        detached: it outlives who has started it; one that is there is found. `configure` has it work as `config` says.
+    """
+    lasting = {"lifetime": "detached", "get_if_exists": True} if detached else {}
     return Supervisor.options(  # type: ignore[attr-defined]
-        name="ramify:supervisor", namespace=NAMESPACE, num_cpus=0, max_restarts=-1, **placed(straying(config.labels))
+        name=SUPERVISOR, namespace=NAMESPACE, num_cpus=0, max_restarts=-1, **lasting, **placed(supervisor_choices(config))
     ).remote(config)
