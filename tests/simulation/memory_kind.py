@@ -9,6 +9,7 @@ from ramify.store.commits import encode
 from ramify.store.errors import JobNotFound
 from ramify.store.leases import shard_of
 from ramify.store.rows import timestamp
+from ramify.store.schema import DEFAULT_TENANT
 from ramify.store.work import WaitingProblem
 from ramify.v1 import job_pb2
 from tests.simulation.memory_store import COUNTERS, RUNNING, Job, MemoryStore
@@ -35,10 +36,12 @@ class MemoryKind:
         """Let time pass."""
         self._now_ms += milliseconds
 
-    async def submit(self, problems: int, request_id: str) -> job_pb2.Job:
+    async def submit(self, problems: int, request_id: str, tenant: str = DEFAULT_TENANT, priority: int = 0) -> job_pb2.Job:
         """A job that runs."""
         waiting = {index: WaitingProblem(index, f"prompt of p{index}", f"answer to p{index}") for index in range(problems)}
-        return self._message(self._store.create(f"job-{request_id}", waiting, self._spec, request_id))
+        spec = job_pb2.JobSpec(priority=priority)
+        spec.MergeFrom(self._spec)
+        return self._message(self._store.create(f"job-{request_id}", waiting, spec, request_id, tenant))
 
     async def cancel(self, job_id: str) -> None:
         """End a job early."""

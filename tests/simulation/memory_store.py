@@ -19,6 +19,8 @@ from ramify.store.errors import Fenced
 from ramify.store.leases import FORGET_TTLS, Beat, Claim, Report, Wait, shard_of
 from ramify.store.ledger import Ledger
 from ramify.store.recovery import Recovered, Restarted
+from ramify.store.schema import DEFAULT_TENANT
+from ramify.store.tenants import DAY_MS, Tenant
 from ramify.store.work import OpenJob, Pins, WaitingProblem
 from ramify.v1 import job_pb2
 from tests.simulation.store import Store
@@ -66,6 +68,7 @@ class Job:
     ended: dict[int, Ended] = field(default_factory=dict)  # by index
     leftovers: set[int] = field(default_factory=set)  # slots in which a cancelled job's trees are archived
     restarted: dict[int, str] = field(default_factory=dict)  # by index: why
+    tenant: str = DEFAULT_TENANT
 
     def __post_init__(self) -> None:
         indexes = np.array(sorted(self.problems), np.int64)
@@ -79,7 +82,7 @@ class Job:
     def open_job(self) -> OpenJob:
         """As a shard sees it."""
         total = max(self.problems, default=-1) + 1
-        return OpenJob(self.number, self.job_id, self.spec, total, self.started_ms, self.pins)
+        return OpenJob(self.number, self.job_id, self.spec, total, self.started_ms, self.pins, self.tenant, self.spec.priority)
 
 
 @dataclass
@@ -120,14 +123,23 @@ class MemoryStore:
             tuple[int, int, str]
         ] = []  # of every commit, each slot that it touched, with its epoch, and who it was
         self.newest = 0  # segment
+        self.tenants: dict[str, Tenant] = {}
+        self.spent: dict[tuple[str, int], Counter[str]] = {}  # steps and tokens, by tenant and day
         self.ended_holds: Callable[[str, Collection[int]], None] = lambda owner, slots: None  # hears of slots that change hands
 
     # --- jobs -------------------------------------------------------------------------------------------------------
 
-    def create(self, job_id: str, problems: Mapping[int, WaitingProblem], spec: job_pb2.JobSpec, request_id: str = "") -> Job:
+    def create(
+        self,
+        job_id: str,
+        problems: Mapping[int, WaitingProblem],
+        spec: job_pb2.JobSpec,
+        request_id: str = "",
+        tenant: str = DEFAULT_TENANT,
+    ) -> Job:
         """A job that runs."""
         number = len(self.jobs) + 1
-        job = Job(number, job_id, request_id or job_id, spec, problems, self.clock(), self.newest)
+        job = Job(number, job_id, request_id or job_id, spec, problems, self.clock(), self.newest, tenant=tenant)
         self.jobs[job_id] = job
         self.tell(job)
         return job
@@ -287,6 +299,8 @@ class MemoryStore:
         new = [result for result in delta.results if self._is_open(delta, result)]
         new = [*{result.problem: result for result in reversed(new)}.values()][::-1]
         job.counters.update(steps=delta.steps, tokens=delta.tokens, retries=delta.retries, done=len(new))
+        spent = self.spent.setdefault((job.tenant, self.clock() // DAY_MS), Counter())
+        spent.update(steps=delta.steps, tokens=delta.tokens)
         for result in new:
             job.ended[result.problem] = Ended(result, first_segment.get(result.tree_id, segment))
             job.counters.update(

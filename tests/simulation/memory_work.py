@@ -1,18 +1,21 @@
 """The store in memory as a shard's process sees it."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
 
 from ramify.scheduler.commands import Commit
+from ramify.store import running
 from ramify.store.archive import Swept
 from ramify.store.errors import Fenced
 from ramify.store.leases import Beat, Claim, Report, shard_of
 from ramify.store.ledger import Ledger
 from ramify.store.recovery import Recovered
-from ramify.store.work import OpenJob, Pins, WaitingProblem
+from ramify.store.tenants import DAY_MS, Standing, Tenant
+from ramify.store.work import NONE, OpenJob, Pins, WaitingProblem
 from tests.simulation.memory_store import MemoryStore
 
 T = TypeVar("T")
@@ -57,9 +60,17 @@ class MemoryWork:
         """See `Work.leave`."""
         await self._call("leave", lambda: self.store.leave(owner))
 
-    async def open_jobs(self) -> list[OpenJob]:
+    async def open_jobs(self, known: Mapping[str, OpenJob] = NONE) -> list[OpenJob]:
         """See `Work.open_jobs`."""
-        return await self._call("open_jobs", lambda: [job.open_job() for job in self.store.running()])
+        return await self._call("open_jobs", lambda: self._open_jobs(known))
+
+    async def named(self, job_ids: Collection[str]) -> list[OpenJob]:
+        """See `Work.named`."""
+        return await self._call("named", lambda: [job for job in self._running() if job.job_id in job_ids])
+
+    async def standings(self) -> dict[str, Standing]:
+        """See `Work.standings`."""
+        return await self._call("standings", self._standings)
 
     async def waiting(self, job: OpenJob, slots: Sequence[int], after: int, limit: int) -> list[WaitingProblem]:
         """See `Work.waiting`."""
@@ -98,6 +109,28 @@ class MemoryWork:
     async def sweep(self, retention_ms: int | None) -> Swept:
         """See `Work.sweep`."""
         return await self._call("sweep", lambda: self.store.sweep(retention_ms))
+
+    def _running(self) -> list[OpenJob]:
+        return sorted((job.open_job() for job in self.store.running()), key=lambda job: job.order)
+
+    def _open_jobs(self, known: Mapping[str, OpenJob]) -> list[OpenJob]:
+        found, others = list[OpenJob](), Counter[str]()
+        for job in self._running():
+            others[job.tenant] += job.job_id not in known
+            if job.job_id in known or others[job.tenant] <= running.OTHERS_MAX:
+                found.append(known.get(job.job_id, job))
+        return found
+
+    def _standings(self) -> dict[str, Standing]:
+        today = self.store.clock() // DAY_MS
+        spent = {tenant: each for (tenant, day), each in self.store.spent.items() if day == today and any(each.values())}
+        return {
+            name: Standing(
+                self.store.tenants.get(name, Tenant(name)),
+                *(spent[name][what] if name in spent else 0 for what in ("steps", "tokens")),
+            )
+            for name in sorted({*self.store.tenants, *spent})
+        }
 
     async def _call(self, name: str, call: Callable[[], T]) -> T:
         found: T = await self._wire(name, call)

@@ -73,6 +73,9 @@ class JobPlan:
     step_prompt: str = ""  # what every step begins with; "{step}" is its number
     context_tokens_max: int = 0  # the shortest of its generators', for what people are told; 0: not known
     routing: Routing = field(default_factory=Routing)
+    tenant: str = ""  # whose job it is: of what is scarce, tenants get shares
+    priority: int = 0  # among the tenant's jobs: the higher one goes first
+    chains: int = 1  # that a tree has at a time, at most
 
     @property
     def bounded(self) -> bool:

@@ -1,13 +1,14 @@
 """Work as a shard knows it: slots to claim, problems that wait, commits, and what was committed before."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from sqlalchemy import and_, case, select, update
 
 from ramify.scheduler.commands import Commit
-from ramify.store import archive, commits, leases, recovery, tenants
+from ramify.store import archive, commits, leases, recovery, running, tenants
 from ramify.store.archive import Swept
 from ramify.store.clock import Clock, db_now_ms
 from ramify.store.database import Database, to_its_end
@@ -15,35 +16,13 @@ from ramify.store.errors import Fenced
 from ramify.store.leases import Beat, Claim, Report, Wait
 from ramify.store.ledger import Ledger
 from ramify.store.recovery import Recovered, Restarted
-from ramify.store.rows import JobRow
-from ramify.store.schema import DEFAULT_TENANT, jobs, problems, results
+from ramify.store.running import OpenJob, Pins
+from ramify.store.schema import jobs, problems, results
 from ramify.store.tenants import Standing
-from ramify.v1 import job_pb2
 
 __all__ = ["Beat", "Claim", "OpenJob", "Pins", "Recovered", "Report", "Restarted", "Swept", "Wait", "WaitingProblem", "Work"]
 
-
-@dataclass(frozen=True, slots=True)
-class Pins:
-    """Revisions of models that a job keeps to; empty: none yet."""
-
-    generator: str = ""
-    verifier: str = ""
-    checker: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class OpenJob:
-    """A job that runs."""
-
-    number: int
-    job_id: str
-    spec: job_pb2.JobSpec
-    problems_total: int
-    started_ms: int
-    pins: Pins
-    tenant: str = DEFAULT_TENANT
-    priority: int = 0  # among its tenant's jobs: the higher one goes first
+NONE: Mapping[str, OpenJob] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,24 +103,22 @@ class Work:
     # --- problems ---------------------------------------------------------------------------------------------------
 
     @to_its_end
-    async def open_jobs(self) -> list[OpenJob]:
-        """Jobs that run, the oldest first."""
-        query = select(jobs).where(jobs.c.state == job_pb2.JOB_STATE_RUNNING).order_by(jobs.c.number)
+    async def open_jobs(self, known: Mapping[str, OpenJob] = NONE) -> list[OpenJob]:
+        """Jobs that run, by priority, and of one priority the oldest first: those of `known`, and each tenant's first others.
+
+        What is known is not read again. Of the others come no more than are begun in a fraction of a second.
+
+        Args:
+            known: jobs by id, of earlier calls.
+        """
         async with self.database.read() as connection:
-            rows = (await connection.execute(query)).all()
-        return [
-            OpenJob(
-                row.number,
-                row.job_id,
-                job_pb2.JobSpec.FromString(row.spec),
-                row.problems_total,
-                row.started_ms,
-                _pins(row),
-                row.tenant,
-                row.priority,
-            )
-            for row in rows
-        ]
+            return await running.open_jobs(connection, known)
+
+    @to_its_end
+    async def named(self, job_ids: Collection[str]) -> list[OpenJob]:
+        """Those of some jobs that run, in the order of `open_jobs`."""
+        async with self.database.read() as connection:
+            return await running.named(connection, job_ids)
 
     @to_its_end
     async def standings(self) -> dict[str, Standing]:
@@ -266,7 +243,3 @@ class Work:
             retention_ms: jobs that ended longer ago are deleted with all that is theirs; None: none is.
         """
         return await archive.sweep(self.database, self._clock, retention_ms)
-
-
-def _pins(row: JobRow) -> Pins:
-    return Pins(row.pin_generator, row.pin_verifier, row.pin_checker)

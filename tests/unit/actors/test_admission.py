@@ -11,6 +11,7 @@ from ramify.scheduler.actors import admission as module
 from ramify.scheduler.actors.admission import Admission
 from ramify.scheduler.actors.housekeeping import REST_S, SWEEP_S, Housekeeping
 from ramify.scheduler.actors.pins import PinnedVerifier
+from ramify.scheduler.actors.standings import Standings
 from ramify.scheduler.engines.base import ModelInfo
 from ramify.scheduler.events import Event, JobCancelled, TreesAdmitted
 from ramify.scheduler.forest.ids import root_ids, tree_ids
@@ -48,7 +49,8 @@ class Desk:
         self.now_s = 0.0
         verifier = PinnedVerifier(home.verifier, lambda: self.now_s)
         nothing = Claim("shard:0@a", {})
-        self.admission = Admission(self.work, lambda: nothing, self.models, verifier, self.posted.append, lambda: self.now_s)
+        standings, now_s = Standings(self.work, lambda: self.now_s), lambda: self.now_s
+        self.admission = Admission(self.work, lambda: nothing, self.models, verifier, self.posted.append, standings, now_s)
 
     def taken(self) -> list[int]:
         """The problems that were admitted since the last look, in their order."""

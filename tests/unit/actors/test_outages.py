@@ -1,7 +1,7 @@
 """The store is away or full, engines or the verifier are away: what goes on, what waits, and that it is told."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from ramify.scheduler.commands import Commit
 from ramify.scheduler.events import StepsSampled
 from ramify.store.errors import StoreUnavailable
 from ramify.store.leases import Beat, Claim, Report
-from ramify.store.work import OpenJob, Work
+from ramify.store.work import NONE, OpenJob, Work
 from ramify.v1 import job_pb2
 from tests.postgres import Postgres
 from tests.unit.actors.house import LIMITS, House, house
@@ -37,8 +37,8 @@ class Distant(Work):
     async def claim(self, owner: str, wanted: Sequence[int], ttl_ms: int) -> Claim:
         return await self._reach(super().claim(owner, wanted, ttl_ms))
 
-    async def open_jobs(self) -> list[OpenJob]:
-        return await self._reach(super().open_jobs())
+    async def open_jobs(self, known: Mapping[str, OpenJob] = NONE) -> list[OpenJob]:
+        return await self._reach(super().open_jobs(known))
 
     async def commit(self, claim: Claim, commit: Commit, first_segment: dict[int, int]) -> int:
         return await self._reach(super().commit(claim, commit, first_segment))

@@ -1,17 +1,20 @@
 """What the conformance tests ask of a store: every kind of it passes the same ones."""
 
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ramify.scheduler.commands import Commit, NodeRows
+from ramify.store.audit import Actor
 from ramify.store.clock import now_ms
 from ramify.store.database import Database
 from ramify.store.jobs import Jobs
+from ramify.store.schema import DEFAULT_TENANT
+from ramify.store.tenants import Standing
 from ramify.store.uploads import Uploads
-from ramify.store.work import Beat, Claim, OpenJob, Pins, Recovered, Report, Swept, WaitingProblem, Work
+from ramify.store.work import NONE, Beat, Claim, OpenJob, Pins, Recovered, Report, Swept, WaitingProblem, Work
 from ramify.v1 import job_pb2
 from tests.simulation.memory_kind import MemoryKind
 from tests.unit.store.helpers import FILLED, SPEC, chunk
@@ -27,7 +30,9 @@ class ShardStore(Protocol):
     def claim(self, owner: str, wanted: Sequence[int], ttl_ms: int) -> Answer[Claim]: ...
     def release(self, claim: Claim, slots: Sequence[int]) -> Answer[None]: ...
     def leave(self, owner: str) -> Answer[None]: ...
-    def open_jobs(self) -> Answer[list[OpenJob]]: ...
+    def open_jobs(self, known: Mapping[str, OpenJob] = NONE) -> Answer[list[OpenJob]]: ...
+    def named(self, job_ids: Collection[str]) -> Answer[list[OpenJob]]: ...
+    def standings(self) -> Answer[dict[str, Standing]]: ...
     def waiting(self, job: OpenJob, slots: Sequence[int], after: int, limit: int) -> Answer[list[WaitingProblem]]: ...
     def pin(self, claim: Claim, job_id: str, generator: str, verifier: str, checker: str) -> Answer[Pins]: ...
     def commit(self, claim: Claim, commit: Commit, first_segment: dict[int, int]) -> Answer[int]: ...
@@ -52,7 +57,7 @@ class Store(Protocol):
         """Let time pass by the store's clock, which moves by this alone."""
         ...
 
-    async def submit(self, problems: int, request_id: str) -> job_pb2.Job:
+    async def submit(self, problems: int, request_id: str, tenant: str = DEFAULT_TENANT, priority: int = 0) -> job_pb2.Job:
         """A job that runs, with so many problems."""
         ...
 
@@ -79,7 +84,7 @@ class SqlStore:
     def __init__(self, database: Database) -> None:
         self.database = database
         self._now_ms = now_ms()
-        self._uploads, self._jobs = Uploads(database), Jobs(database, self._clock)
+        self._jobs = Jobs(database, self._clock)
         self.work = Work(database, self._clock)
 
     async def _clock(self, _: AsyncConnection) -> int:
@@ -91,9 +96,11 @@ class SqlStore:
     def advance(self, milliseconds: int) -> None:
         self._now_ms += milliseconds
 
-    async def submit(self, problems: int, request_id: str) -> job_pb2.Job:
-        texts = [f"p{index}" for index in range(problems)]
-        return await self._uploads.create(request_id, SPEC, FILLED, chunk(0, *texts, last=True), "call")
+    async def submit(self, problems: int, request_id: str, tenant: str = DEFAULT_TENANT, priority: int = 0) -> job_pb2.Job:
+        texts, filled = [f"p{index}" for index in range(problems)], job_pb2.JobSpec(priority=priority)
+        filled.MergeFrom(FILLED)
+        uploads = Uploads(self.database, by=Actor(tenant))
+        return await uploads.create(request_id, SPEC, filled, chunk(0, *texts, last=True), "call")
 
     async def cancel(self, job_id: str) -> None:
         await self._jobs.cancel(job_id)

@@ -3,24 +3,28 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ramify.scheduler.actors.pins import PinnedVerifier, pinned
-from ramify.scheduler.actors.prompts import PromptError, Prompts, check_step_prompt
+from ramify.scheduler.actors.problems import admitted, prompts_of, some
+from ramify.scheduler.actors.prompts import PromptError, Prompts
+from ramify.scheduler.actors.sharing import Room, rooms
+from ramify.scheduler.actors.standings import Standings
 from ramify.scheduler.engines.base import ModelInfo
-from ramify.scheduler.events import Event, JobCancelled, TreesAdmitted
-from ramify.scheduler.forest.ids import root_ids, tree_ids
-from ramify.scheduler.forest.table import select
+from ramify.scheduler.events import Event, JobCancelled
+from ramify.scheduler.forest.ids import tree_ids
 from ramify.scheduler.plan import Generator, JobPlan, Verifier
 from ramify.scheduler.slots import in_slots
 from ramify.scheduler.spec import plan_of
 from ramify.store.errors import Fenced
 from ramify.store.leases import Claim
+from ramify.store.uploads import chains_at_once
 from ramify.store.work import OpenJob, Pins, WaitingProblem, Work
 from ramify.verifier.errors import VerifierError
 
@@ -28,6 +32,9 @@ log = logging.getLogger(__name__)
 
 PAGE = 1024  # problems a read
 PROMPT = "prompt"  # what a job waits for whose prompt settings and model don't go together
+QUOTA = "quota"  # and one whose tenant has spent what it may
+LASTING = (PROMPT, QUOTA)
+HELD_MAX = 4096  # jobs that wait so and don't keep others of their tenants from being looked at
 SEPARATOR = ","  # of the revisions of several models
 UNLIKE = (
     "{one} and {other} have different tokenizers, and a chain's steps are written by all models of a job: "
@@ -86,15 +93,17 @@ class Admission:
         models: Models,
         verifier: PinnedVerifier,
         post: Callable[[Event], None],
+        standings: Standings,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """Admit to `post` what waits in the slots of the cohorts; `claim` is the right to pin jobs."""
         self._work, self._claim, self._models, self._verifier, self._post = work, claim, models, verifier, post
-        self._now_s = now_s
+        self._standings, self._now_s = standings, now_s
         self._cohorts: list[Cohort] = []
         self._jobs: dict[str, OpenJob] = {}  # that have begun here
         self._plans: dict[str, JobPlan] = {}  # of the same
         self._held: dict[str, Held] = {}  # by job
+        self._waiting: dict[str, OpenJob] = {}  # the same jobs
         self._prompts: dict[str, tuple[ModelInfo, Prompts | PromptError]] = {}  # by job: for which model, and how or why not
         self.references: dict[str, dict[int, str]] = {}  # right answers of open jobs: by job id, by tree id
 
@@ -126,34 +135,36 @@ class Admission:
         """A tree has its result."""
         self.references.get(job_id, {}).pop(tree_id, None)
 
-    async def admit(self, trees_max: int) -> list[OpenJob]:
-        """Admit up to `trees_max` problems, the oldest job first; give up the trees of jobs that have ended.
+    async def admit(self, trees_max: int, live: Sequence[tuple[JobPlan, int]] = ()) -> list[OpenJob]:
+        """Admit problems up to `trees_max` open trees: to each tenant its share, of its jobs that of the highest priority first.
+
+        Jobs of one priority are admitted in the order of their creation. The trees of jobs that have ended are given up.
+
+        Args:
+            trees_max: places, see `sharing`.
+            live: open trees of each job here.
 
         Returns:
             The jobs that have ended.
         """
         if not self._cohorts:
             return []
-        open_jobs = await self._work.open_jobs()
+        await self._standings.look()
+        open_jobs = await self._work.open_jobs(self._jobs | dict(islice(self._waiting.items(), HELD_MAX)))
         alive = {job.job_id for job in open_jobs}
         ended = [self._jobs.pop(job_id) for job_id in self._plans if job_id not in alive]
         for job in ended:
             del self._plans[job.job_id]
             self.references.pop(job.job_id, None)
             self._post(JobCancelled(job.job_id))
-        self._held = {
-            job_id: held
-            for job_id, held in self._held.items()
-            if job_id in alive and (held.what == PROMPT or not self._can_go_on(job_id))
-        }
-        self._prompts = {job_id: made for job_id, made in self._prompts.items() if job_id in alive}
-        for cohort in self._cohorts:
-            cohort.cursors = {job_id: cursor for job_id, cursor in cohort.cursors.items() if job_id in alive}
+        self._forget(alive)
+        wanting = dict[str, list[OpenJob]]()
         for job in open_jobs:
-            if trees_max <= 0:
-                break
-            if any(cohort.cursors.get(job.job_id, Cursor()).more for cohort in self._cohorts):
-                trees_max -= await self._admit_job(job, trees_max)
+            if await self._wants(job):
+                wanting.setdefault(job.tenant, []).append(job)
+        slots = sum(len(cohort.slots) for cohort in self._cohorts)
+        for tenant, room in rooms(wanting, live, trees_max, slots, self._standings).items():
+            await self._admit_jobs(wanting[tenant], room)
         self._merge()
         return ended
 
@@ -174,6 +185,9 @@ class Admission:
             context_tokens_max=min(info.context_tokens_max if info else 0 for info in infos),
             verifiers=verifiers,
             checker=pinned(plan.checker, pins.checker),
+            tenant=job.tenant,
+            priority=job.priority,
+            chains=max(1, chains_at_once(job.spec.search)),
         )
         self._jobs.setdefault(job.job_id, job)
         return self._plans.setdefault(job.job_id, plan)
@@ -232,7 +246,7 @@ class Admission:
         """How the problems of a job become prompts; None: they and the model don't go together, and the job is held."""
         known, made = self._prompts.get(job.job_id, (None, None))
         if made is None or known != info:
-            made = await asyncio.to_thread(_prompts, job, plan, info)
+            made = await asyncio.to_thread(prompts_of, job, plan, info)
             self._prompts[job.job_id] = info, made
         if isinstance(made, Prompts):
             return made
@@ -249,6 +263,37 @@ class Admission:
         known = self._held.get(job.job_id)
         since_s = known.since_s if known and known.what == what else self._now_s()
         self._held[job.job_id] = Held(what, reason, job.problems_total, since_s)
+        self._waiting[job.job_id] = job
+
+    def _forget(self, alive: Collection[str]) -> None:
+        """Of jobs that have ended nothing is kept, and none waits for what is there again."""
+        self._held = {
+            job_id: held
+            for job_id, held in self._held.items()
+            if job_id in alive and (held.what in LASTING or not self._can_go_on(job_id))
+        }
+        self._waiting = {job_id: job for job_id, job in self._waiting.items() if job_id in self._held}
+        self._prompts = {job_id: made for job_id, made in self._prompts.items() if job_id in alive}
+        for cohort in self._cohorts:
+            cohort.cursors = {job_id: cursor for job_id, cursor in cohort.cursors.items() if job_id in alive}
+
+    async def _wants(self, job: OpenJob) -> bool:
+        """Whether problems of a job can be admitted now, if there is room."""
+        if not any(cohort.cursors.get(job.job_id, Cursor()).more for cohort in self._cohorts):
+            return False
+        if reason := self._standings.spent(job.tenant):
+            self._hold(job, QUOTA, reason)
+        elif job.job_id in self._held:
+            await self._admit_job(job, 0)  # what it waited for may be there
+        return job.job_id not in self._held
+
+    async def _admit_jobs(self, jobs: Sequence[OpenJob], room: Room) -> None:
+        """Admit problems of a tenant's jobs in their order, as far as there is room."""
+        for job in jobs:
+            chains = max(1, chains_at_once(job.spec.search))
+            if (most := room.fits(chains)) <= 0:
+                return
+            room.take(await self._admit_job(job, most), chains)
 
     async def _admit_job(self, job: OpenJob, trees_max: int) -> int:
         """Admit up to `trees_max` problems of a job; how many they were."""
@@ -286,7 +331,7 @@ class Admission:
         self, job: OpenJob, plan: JobPlan, prompts: Prompts, cohort: Cohort, waiting: Sequence[WaitingProblem]
     ) -> int:
         """Admit those of some problems that are to be admitted still; how many they were."""
-        event = await asyncio.to_thread(_event, job, plan, prompts, waiting)
+        event = await asyncio.to_thread(admitted, job, plan, prompts, waiting)
         # Meanwhile slots may have been given up, or the job; and what came restored may have ended, and must not begin anew.
         new = in_slots(event.tree_id, sorted(cohort.slots)) & ~np.isin(event.tree_id, cohort.restored)
         if self._plans.get(job.job_id) is not plan or not new.any():
@@ -316,57 +361,3 @@ def _keep_to(revisions: str, models: tuple[Several, ...]) -> tuple[Several, ...]
     """The models, named with their revisions."""
     found = revisions.split(SEPARATOR) if len(models) > 1 else [revisions]
     return tuple(each._replace(model=pinned(each.model, revision)) for each, revision in zip(models, found, strict=True))
-
-
-def _prompts(job: OpenJob, plan: JobPlan, info: ModelInfo) -> Prompts | PromptError:
-    """How the problems of a job become prompts, tried with one; or why they can't."""
-    try:
-        made = Prompts(info, job.spec.prompt, job.started_ms)
-        made.encode(["1 + 1 = ?"])
-        check_step_prompt(info, plan)
-    except PromptError as error:
-        return error
-    return made
-
-
-def _event(job: OpenJob, plan: JobPlan, prompts: Prompts, waiting: Sequence[WaitingProblem]) -> TreesAdmitted:
-    index = np.array([problem.index for problem in waiting], np.int64)
-    tokens = _encoded(prompts, waiting)
-    texts = [np.frombuffer(problem.prompt.encode(), np.uint8) for problem in waiting]
-    return TreesAdmitted(
-        plan=plan,
-        tree_id=tree_ids(job.job_id, index),
-        problem=index,
-        root_id=root_ids(job.spec.search.seed, index),
-        tokens=np.concatenate(tokens),
-        token_count=np.array([len(one) for one in tokens], np.int32),
-        text=np.concatenate(texts),
-        text_count=np.array([len(one) for one in texts], np.int32),
-    )
-
-
-def _encoded(prompts: Prompts, waiting: Sequence[WaitingProblem]) -> list[NDArray[np.int32]]:
-    """The tokens of each problem's prompt. Raises `PromptError`, which names the first that has none."""
-    try:
-        return prompts.encode([problem.prompt for problem in waiting])
-    except PromptError:
-        for problem in waiting:
-            try:
-                prompts.encode([problem.prompt])
-            except PromptError as error:
-                raise PromptError(f"problem {problem.index}: {error}") from error
-        raise
-
-
-def some(event: TreesAdmitted, which: NDArray[np.bool_]) -> TreesAdmitted:
-    """The event with the trees alone that `which` `[T]` marks."""
-    return replace(
-        event,
-        tree_id=event.tree_id[which],
-        problem=event.problem[which],
-        root_id=event.root_id[which],
-        tokens=select(event.tokens, event.token_count, which),
-        token_count=event.token_count[which],
-        text=select(event.text, event.text_count, which),
-        text_count=event.text_count[which],
-    )

@@ -3,14 +3,15 @@
 import asyncio
 import itertools
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ramify.scheduler.commands import Commit
 from ramify.store.database import Database
 from ramify.store.leases import Beat, Claim, Report
 from ramify.store.recovery import Recovered
-from ramify.store.work import OpenJob, Pins, Swept, WaitingProblem, Work
+from ramify.store.tenants import Standing
+from ramify.store.work import NONE, OpenJob, Pins, Swept, WaitingProblem, Work
 
 R = TypeVar("R")
 
@@ -61,9 +62,17 @@ class Aside(Work):
         """See `Work`."""
         await self._there(self._work.leave(owner))
 
-    async def open_jobs(self) -> list[OpenJob]:
+    async def open_jobs(self, known: Mapping[str, OpenJob] = NONE) -> list[OpenJob]:
         """See `Work`."""
-        return await self._there(self._work.open_jobs())
+        return await self._there(self._work.open_jobs(dict(known)))
+
+    async def named(self, job_ids: Collection[str]) -> list[OpenJob]:
+        """See `Work`."""
+        return await self._there(self._work.named(job_ids))
+
+    async def standings(self) -> dict[str, Standing]:
+        """See `Work`."""
+        return await self._there(self._work.standings())
 
     async def waiting(self, job: OpenJob, slots: Sequence[int], after: int, limit: int) -> list[WaitingProblem]:
         """See `Work`."""
