@@ -13,6 +13,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from ramify.health import health_listener
 from ramify.metrics import metrics_server
 from ramify.process import stop_event, write_ready_file
 from ramify.tls import TlsError, server_tls
@@ -59,6 +60,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate to show, PEM; renewed when the file changes")
     parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its key")
     parser.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="let in only clients of these authorities (mTLS)")
+    parser.add_argument("--health", metavar="HOST:PORT", help="answer health checks here too, without TLS, and nothing else")
     parser.add_argument("--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus here, at /metrics")
     parser.add_argument("--drain-s", type=float, default=DRAIN_S_MAX, help="for open calls, once it is to stop")
     parser.add_argument("--ready-file", type=Path, help="written once it serves: its address and pid, as JSON")
@@ -74,13 +76,15 @@ async def _serve(options: argparse.Namespace) -> None:
         tls = server_tls(options.tls_cert, options.tls_key, options.tls_client_ca)
     except TlsError as error:
         raise StartupError(f"--tls-cert, --tls-key and --tls-client-ca: {error}") from error
-    with contextlib.ExitStack() as ends:
-        if options.metrics:
-            try:
-                ends.enter_context(metrics_server(options.metrics, registry))
-            except OSError as error:
-                raise StartupError(str(error)) from error
+    async with contextlib.AsyncExitStack() as ends:
         server = VerifierServer(Limits(options.queue_chains_max, options.memory_mib << 20), tls=tls, registry=registry)
+        try:
+            if options.metrics:
+                ends.enter_context(metrics_server(options.metrics, registry))
+            if options.health:
+                logger.info("health is at %s", await ends.enter_async_context(health_listener(options.health, server.health)))
+        except OSError as error:
+            raise StartupError(str(error)) from error
         address = await server.start(options.listen)
         await _run(server, address, options, stop)
 

@@ -227,9 +227,9 @@ class VerifierServer:
         self._tls = tls
         self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=CALLS_OPEN_MAX)
         self._service = VerifierService(limits or Limits(), Metrics(registry or CollectorRegistry()))
-        self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue] - set at run time
+        self.health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue] - set at run time
         pb_grpc.add_VerifierServiceServicer_to_server(self._service, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
@@ -275,14 +275,14 @@ class VerifierServer:
 
     async def stop(self, drain_s: float = DRAIN_S_MAX) -> None:
         """Takes no more calls, gives the open ones `drain_s` seconds, and closes."""
-        await self._health.enter_graceful_shutdown()
+        await self.health.enter_graceful_shutdown()
         self._service.stop()
         await self._server.stop(drain_s)
         await self._service.close()
 
     async def _set_health(self, status: int) -> None:
         for name in ("", SERVICE_NAME):
-            await self._health.set(name, status)
+            await self.health.set(name, status)
 
 
 async def _score(model: Memory, request: ScoreRequest, deadline_s: float | None) -> list[pb.ChainScores]:
