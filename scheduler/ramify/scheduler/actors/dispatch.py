@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ramify.scheduler.actors.homes import Homes, Place
-from ramify.scheduler.actors.lanes import Call, EngineHandle, Lane, LaneStatus, Queue, Rows, Stuck, names, told
+from ramify.scheduler.actors.lanes import Call, EngineHandle, Lane, LaneStatus, Rows, Stuck, names, told
 from ramify.scheduler.actors.quarantine import Quarantine
+from ramify.scheduler.actors.queues import Queue, SharedQueue, Weight
 from ramify.scheduler.commands import Generate, Withdraw
 from ramify.scheduler.engines.base import ModelInfo
 from ramify.scheduler.events import Event
 from ramify.scheduler.forest.ids import job_key
-from ramify.scheduler.journal import cut, without
+from ramify.scheduler.journal import without
 from ramify.scheduler.placement import Routing, Terms, place
 
 log = logging.getLogger(__name__)
@@ -49,11 +50,12 @@ class Dispatcher:
         now_s: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         place: Place = place,
+        weight: Weight = lambda _: 1.0,
     ) -> None:
-        """Hand events to `post`; nothing is sent before `begin`. Measurements have another `place`."""
+        """Hand events to `post`; nothing is sent before `begin`. Measurements have another `place`. `weight`: of a tenant."""
         self._lanes = [Lane(engine, job_key(engine.name)) for engine in engines]
         self._terms, self._homes = terms, Homes(place)
-        self._speculative_max = speculative_max
+        self._speculative_max, self._weight = speculative_max, weight
         self._post, self._now_s, self._sleep = post, now_s, sleep
         self._quarantine = Quarantine(tries_max)
         self._tasks: set[asyncio.Task[None]] = set()  # calls, and what looks after engines
@@ -153,7 +155,8 @@ class Dispatcher:
     def add(self, command: Generate) -> None:
         """Take a command; `pump` sends it. A step that was a speculation, and is asked for in earnest, is sampled once."""
         if not command.speculative:
-            self._drop([self._homeless, *(queue for lane in self._lanes for queue in (lane.speculative, lane.suspects))], command)
+            guesses = (queue for lane in self._lanes for queue in (*lane.speculative.queues, lane.suspects))
+            self._drop([self._homeless, *guesses], command)
             under_way = np.isin(names(command), np.fromiter(self._guesses, np.uint64)) if self._guesses else np.zeros(1, np.bool_)
             if under_way.all():
                 return
@@ -241,21 +244,14 @@ class Dispatcher:
             self._call(lane, self._quarantine.take(lane.suspects, lane.slots), alone=True)
         return True
 
-    def _send(self, lane: Lane, queue: Queue, most: int) -> None:
+    def _send(self, lane: Lane, queue: SharedQueue, most: int) -> None:
         """Send up to `most` steps of a lane's queue, in one call."""
-        found: list[Generate] = []
-        while queue and most > 0:
-            command = queue.popleft()
-            if len(command.hint) > most:
-                queue.appendleft(cut(command, most, len(command.hint)))
-                command = cut(command, 0, most)
-            most -= len(command.hint)
-            found.append(command)
-        if found:
+        if most > 0 and queue and (found := queue.take(most, lane.turns.held, self._weight)):
             self._call(lane, found, alone=False)
 
     def _call(self, lane: Lane, commands: list[Generate], *, alone: bool) -> None:
-        call = Call.of(commands, alone=alone)
+        whose = [(each.plan.tenant, len(each.hint)) for each in commands]
+        call = Call.of(commands, lane.turns.send(whose, lane.waiting.tenants, self._weight), alone=alone)
         lane.under_way += len(call.open)
         for command in commands:
             self._homes.sent(command, lane)
@@ -313,6 +309,8 @@ class Dispatcher:
     def _ended(self, lane: Lane, call: Call, rows: NDArray[np.int64] | NDArray[np.int32]) -> None:
         call.open[rows] = False
         lane.under_way -= len(rows)
+        for tenant, steps in call.by_tenant(rows):
+            lane.turns.end(tenant, steps)
         self._speculating -= int(call.guess[rows].sum())
 
     def _lose(self, lane: Lane, reason: str) -> None:

@@ -1,7 +1,6 @@
 """Engines as the shell sees them, and what is on its way to each."""
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ramify.scheduler.actors.queues import Queue, SharedQueue, Turns
 from ramify.scheduler.actors.step_prompts import StepPrompts
 from ramify.scheduler.commands import Generate, Withdraw
 from ramify.scheduler.engines.base import ModelInfo, StepBatch, StepResults
@@ -119,17 +119,26 @@ class Call:
     alone: bool
     rows: Rows
     guess: NDArray[np.bool_]  # [R] what is speculative
+    priority: NDArray[np.int32]  # [R] see `StepBatch`
     open: NDArray[np.bool_]  # [R] what has not been answered
     begun: bool  # whether the engine may be at it
     fault: str = ""  # why it was given up, where it was
     prompts: StepPrompts | None = None  # what its steps begin with, where that is anything
 
     @classmethod
-    def of(cls, commands: list[Generate], *, alone: bool) -> "Call":
+    def of(cls, commands: list[Generate], priority: NDArray[np.int32], *, alone: bool) -> "Call":
         """A call that is to sample the steps of some commands."""
         rows = Rows.of(commands)
         guess = np.repeat([each.speculative for each in commands], [len(each.hint) for each in commands])
-        return cls(commands, alone, rows, guess, np.ones(len(guess), np.bool_), begun=not alone)
+        return cls(commands, alone, rows, guess, priority, np.ones(len(guess), np.bool_), begun=not alone)
+
+    def by_tenant(self, rows: NDArray[np.int64] | NDArray[np.int32]) -> list[tuple[str, int]]:
+        """How many of some of its steps are whose."""
+        tenants = list(dict.fromkeys(each.plan.tenant for each in self.commands))
+        if len(tenants) == 1:
+            return [(tenants[0], len(rows))]
+        whose = np.repeat([tenants.index(each.plan.tenant) for each in self.commands], [len(each.hint) for each in self.commands])
+        return [*zip(tenants, np.bincount(whose[rows], minlength=len(tenants)).tolist(), strict=True)]
 
     def batch(self, info: ModelInfo) -> StepBatch:
         """All of its steps, as an engine with a model is to sample them."""
@@ -162,33 +171,8 @@ class Call:
             group=_joined(groups),
             code=_joined([each.code for each in self.commands]),
             seed=_joined([each.node_id for each in self.commands]),
+            priority=self.priority,
         )
-
-
-class Queue(deque[Generate]):
-    """Commands that wait; knows how many steps they ask for."""
-
-    steps = 0
-
-    def append(self, command: Generate) -> None:
-        """Put a command last."""
-        self.steps += len(command.hint)
-        super().append(command)
-
-    def appendleft(self, command: Generate) -> None:
-        """Put a command first."""
-        self.steps += len(command.hint)
-        super().appendleft(command)
-
-    def popleft(self) -> Generate:
-        """Take the first command out."""
-        command = super().popleft()
-        self.steps -= len(command.hint)
-        return command
-
-    def drain(self) -> list[Generate]:
-        """Take all out."""
-        return [self.popleft() for _ in range(len(self))]
 
 
 @dataclass(slots=True, eq=False)
@@ -201,10 +185,11 @@ class Lane:
     alive: bool = False
     leaves: bool = False  # ends what it is at, and is sent nothing more
     reason: str = "it has not answered yet"  # why it is not alive
-    waiting: Queue = field(default_factory=Queue)
-    speculative: Queue = field(default_factory=Queue)  # sent when nothing else waits
+    waiting: SharedQueue = field(default_factory=SharedQueue)
+    speculative: SharedQueue = field(default_factory=SharedQueue)  # sent when nothing else waits
     suspects: Queue = field(default_factory=Queue)  # were lost before: they may be what the engine dies of
     under_way: int = 0  # steps
+    turns: Turns = field(default_factory=Turns)  # of tenants at its door
     heard_s: float = 0.0  # when it last said something
     calls: dict[asyncio.Task[None], Call] = field(default_factory=dict)
 
@@ -226,7 +211,7 @@ class Lane:
     @property
     def queues(self) -> list[Queue]:
         """All that has not been sent."""
-        return [self.waiting, self.speculative, self.suspects]
+        return [*self.waiting.queues, *self.speculative.queues, self.suspects]
 
     @property
     def load(self) -> int:

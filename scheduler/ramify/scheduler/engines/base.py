@@ -34,6 +34,8 @@ class StepBatch:
     """Steps to sample: G groups (a group is one chain to be continued), B rows (a row is one continuation of a chain).
 
     What a row yields depends on its chain's tokens, its code, its seed and its params alone, never on the rest of the batch.
+    Rows without a slot stand in line in order of arrival. A row of priority p stands as if p more had come before it: those of
+    lower priorities that came not much earlier go after it, and it is passed by none but some of the next p rows that come.
     """
 
     tokens: NDArray[np.int32]  # [sum of lengths] the groups' chains one after the other: prompt and all steps so far
@@ -43,6 +45,7 @@ class StepBatch:
     group: NDArray[np.int32]  # [B] the group each row continues, ascending
     code: NDArray[np.float64]  # [B] in [0, 1): the place of the sampled step among all steps, in the order of their token ids
     seed: NDArray[np.uint64]  # [B] of what the code is too short to decide
+    priority: NDArray[np.int32] | None = None  # [B] at least 0: the place that each takes in the line at the door; None: 0
 
     def __len__(self) -> int:
         return len(self.group)
@@ -111,8 +114,8 @@ class Engine(Protocol):
     def generate(self, batch: StepBatch) -> AsyncGenerator[StepResults, None]:
         """Sample every row of a batch; rows are yielded in groups as they end.
 
-        Several calls may be open at once: their rows share the engine's slots in order of arrival. Closing the
-        iterator early gives the rows up.
+        Several calls may be open at once: their rows share the engine's slots in order of arrival and priority. Closing
+        the iterator early gives the rows up.
 
         Raises:
             EngineError: the batch can't be sampled at all (malformed columns, a delimiter that the engine can't see).

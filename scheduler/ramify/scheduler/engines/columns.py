@@ -40,6 +40,10 @@ def check_batch(batch: StepBatch, vocabulary: int) -> None:
     _require(len(batch.seed) == len(batch.group), "seed and group differ in length")
     _require(len(batch.code) == len(batch.group), "code and group differ in length")
     _require(bool(((batch.code >= 0) & (batch.code < 1)).all()), "code is not in [0, 1)")
+    if batch.priority is not None:
+        priority = batch.priority
+        _require(priority.shape == batch.group.shape and priority.dtype == np.int32, "priority is not a [B] column of int32")
+        _require(bool((priority >= 0).all()), "priority is less than 0")
     for params in batch.params:
         _check_params(params)
 
@@ -58,6 +62,18 @@ def _within(column: NDArray[np.int32], end: int) -> bool:
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise EngineError(message)
+
+
+class Door:
+    """The line of the rows that wait for a slot of an engine; see `StepBatch`."""
+
+    def __init__(self) -> None:
+        self._arrived = 0
+
+    def places(self, batch: StepBatch) -> NDArray[np.int64]:
+        """`[B]` where the rows of a batch that comes stand in line: those of lower numbers go first, in order of arrival else."""
+        arrived, self._arrived = self._arrived, self._arrived + len(batch)
+        return np.full(len(batch), arrived) if batch.priority is None else arrived + batch.priority.astype(np.int64)
 
 
 class ResultsBuilder:
