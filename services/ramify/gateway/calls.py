@@ -1,6 +1,7 @@
 """What surrounds every call of the job API: who may make it, how long its client may take to read, and how it fails."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -27,7 +28,7 @@ VERSION_KEY = "ramify-version"  # every answer that is no error tells it at its 
 _TRAILERS = ((VERSION_KEY, version("ramify")),)
 
 REFUSALS = (Unauthenticated, Forbidden, QuotaExceeded, QuotaTooSmall)  # which the audit log tells
-GOODBYE_S = 5.0  # for a client that does not read to be told why its call ends
+GOODBYE_S = 5.0  # for a client to be told why its call ends
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -91,8 +92,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             await self._access.refused(method, subject, status.code.name, status.details)
         elif not isinstance(error, GatewayError | StoreError):
             log.error("a call of %s failed", method, exc_info=error)
-        async with asyncio.timeout(GOODBYE_S):
-            await context.abort(status.code, status.details, status.trailing_metadata)
+        # The status comes after what the client has still to read. It stays with gRPC for one that doesn't; we don't.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GOODBYE_S):
+                await context.abort(status.code, status.details, status.trailing_metadata)
 
     async def _write(self, context: Any, response: Any) -> None:
         """Send a message once the client has room for it: what it does not read waits in the store, not here."""
