@@ -219,6 +219,7 @@ class JobDelta:
     tokens: int
     results: list[TreeResult]
     retries: int = 0  # steps that were lost and are sampled or scored again
+    tenant: str = ""  # who pays
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ def collect(
                 tokens=int(forest.token_count[nodes].sum(dtype=np.int64)),
                 results=results(forest, plans[index], messages, finished[plan_of_tree == index]),
                 retries=retries.pop(plans[index].job_id, 0),
+                tenant=plans[index].tenant,
             )
         )
     forest.dirty[fresh] = forest.dirty[scored] = Dirty.COMMITTING

@@ -31,6 +31,7 @@ class Meters:
         self.count("steps", len(commit.nodes.node_id))
         for delta in commit.jobs:
             self.count("tokens", delta.tokens)
+            self.count("tenant_tokens", delta.tokens, delta.tenant)
             self.count("retries", delta.retries)
             for outcome, trees in Counter(result.outcome for result in delta.results).items():
                 self.count("trees_done", trees, Outcome(outcome).name.lower())

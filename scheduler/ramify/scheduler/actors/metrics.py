@@ -12,13 +12,15 @@ from ray.util.metrics import Counter, Gauge, Histogram
 from ramify.scheduler.actors.lanes import QUEUE_FACTOR
 from ramify.scheduler.actors.meters import Counted, Meters, Timed
 from ramify.scheduler.engines.base import EngineStats, ModelInfo
+from ramify.store.tenants import Standing
 
 if TYPE_CHECKING:
     from ramify.scheduler.actors.config import EngineConfig
-    from ramify.scheduler.actors.shell import ShellStatus
+    from ramify.scheduler.actors.status import ShellStatus
 
 TELL_S = 2.0  # Ray passes on every 10 s what was told since
-TENANTS_MAX = 200  # that are told of by name, those first that spend most
+TENANTS_MAX = 200  # that are told of by name, those that were seen first
+OTHERS = "others"  # together
 SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]
 NIL = 5e-324  # Ray counts no zeros, and a rate needs to have seen one: this and 1 is 1
 
@@ -73,7 +75,9 @@ class ShardMetrics:
         self._commit_lag = gauge("commit_lag_seconds", "How long the commit that is being written has taken")
         self._silent = gauge("store_silent_seconds", "Since the store was last heard of")
         self._full = gauge("store_full", "1: a commit waits for room on the store's disk")
-        self._told_moved = 0
+        self._today = gauge("tenant_tokens_today", "What a tenant has spent since 00:00 UTC", "tenant")
+        self._per_day = gauge("tenant_tokens_per_day_max", "What it may spend in a day", "tenant")
+        self._told_moved, self._named = 0, set[str]()
         for name in EVER:
             self._counters[name].inc(NIL, self._shard)
         for counter in (self._restarts, self._fenced, self._moved):
@@ -103,6 +107,7 @@ class ShardMetrics:
         self._set(self._silent, status.store_silent_s)
         self._set(self._full, status.store_full)
         self._tell_engines(status, regions)
+        self._tell_tenants(status.tenants)
         waiting = Tally[str]()
         for wait in status.waits:
             waiting[wait.what] += wait.count
@@ -118,11 +123,29 @@ class ShardMetrics:
     def _tell_meters(self, meters: Meters) -> None:
         for (what, values), amount in meters.take_counts().items():
             tags = dict(zip(COUNTED[what][1], values, strict=True))
+            if "tenant" in tags:
+                tags["tenant"] = self._name(tags["tenant"])
             self._counters[what].inc(amount or NIL, self._shard | tags)
         for (kind, values), times in meters.take_times().items():
             tags = self._shard | dict(zip(TIMED[kind][1], values, strict=True))
             for seconds in times:
                 self._histograms[kind].observe(seconds, tags)
+
+    def _name(self, tenant: str) -> str:
+        """What a tenant is told as. Who has a name keeps it: a counter must not change its own."""
+        if len(self._named) < TENANTS_MAX:
+            self._named.add(tenant)
+        return tenant if tenant in self._named else OTHERS
+
+    def _tell_tenants(self, tenants: Mapping[str, Standing]) -> None:
+        today, per_day = Tally[str](), Tally[str]()
+        for name, standing in sorted(tenants.items(), key=lambda item: -item[1].tokens_today):
+            today[self._name(name)] += standing.tokens_today
+            if standing.tenant.tokens_per_day_max is not None and name in self._named:
+                per_day[name] = standing.tenant.tokens_per_day_max
+        for gauge, found in ((self._today, today), (self._per_day, per_day)):
+            for name, tokens in found.items():
+                self._set(gauge, tokens, tenant=name)
 
     def _tell_engines(self, status: "ShellStatus", regions: Mapping[str, str]) -> None:
         queued, sent, free, states = Tally[str](), Tally[str](), Tally[str](), Tally[tuple[str, str]]()

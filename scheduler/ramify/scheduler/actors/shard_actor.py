@@ -16,7 +16,8 @@ from ramify.scheduler.actors.aside import Aside
 from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, FleetConfig, SystemConfig, placed, shard_choices, shard_owner
 from ramify.scheduler.actors.lanes import EngineHandle
 from ramify.scheduler.actors.metrics import TELL_S, ShardMetrics
-from ramify.scheduler.actors.shell import Shell, ShellStatus
+from ramify.scheduler.actors.shell import Shell
+from ramify.scheduler.actors.status import ShellStatus
 from ramify.scheduler.memory import keep_freed_memory
 from ramify.store.errors import Fenced
 

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from ramify.scheduler.actors.backlog import Backlog
 from ramify.scheduler.actors.comparing import Comparing
 from ramify.scheduler.actors.dispatch import Dispatcher
 from ramify.scheduler.actors.housekeeping import Housekeeping
-from ramify.scheduler.actors.lanes import EngineHandle, LaneStatus
+from ramify.scheduler.actors.lanes import EngineHandle
 from ramify.scheduler.actors.leases import LeaseKeeper
 from ramify.scheduler.actors.limits import ShellLimits
 from ramify.scheduler.actors.meters import Meters
@@ -26,6 +26,7 @@ from ramify.scheduler.actors.pins import Client, PinnedVerifier
 from ramify.scheduler.actors.recovery import Recovery
 from ramify.scheduler.actors.scoring import Scoring
 from ramify.scheduler.actors.standings import Standings
+from ramify.scheduler.actors.status import ShellStatus
 from ramify.scheduler.actors.store_time import StoreTime
 from ramify.scheduler.actors.waits import waits
 from ramify.scheduler.commands import Check, Command, Commit, Compare, Generate, Score, Withdraw
@@ -52,30 +53,6 @@ STAND_BACK_S_MAX = 0.25
 IDLE_S = 0.2  # else, where nobody tells of new jobs: a look costs a query
 LOAD_MIN = 256  # live chains of a slot below which it is not worth moving for its load
 DRAIN_SLOTS = 8  # given up at once in a drain: if that is cut short, some are handed over
-
-
-@dataclass(frozen=True, slots=True)
-class ShellStatus:
-    """How a shell stands."""
-
-    owner: str
-    state: str  # "working", or why nothing is sampled
-    slots: int
-    settling: int  # of them, those of which not all is here yet
-    trees: int
-    chains: int  # of growing trees, in flight or in the frontier
-    uncommitted_steps: int
-    committed_steps: int  # since it was started
-    commits: int
-    waits: tuple[Wait, ...]
-    lanes: tuple[LaneStatus, ...]  # engines
-    queue_age_s: float  # see `Dispatcher`
-    moved_tokens: int  # likewise
-    unscored_chains: int  # that wait for the verifier, or are there
-    models_away: int  # of the verifier, or overloaded
-    commit_lag_s: float  # how long the commit that is being written has taken
-    store_silent_s: float  # since the store was last heard of
-    store_full: bool  # its disk: a commit waits for room
 
 
 class Shell:
@@ -134,9 +111,11 @@ class Shell:
         self._dispatcher = Dispatcher(
             engines, self.post, terms or Terms(), tries_max=limits.shard.tries_max, now_s=now_s, sleep=sleep
         )
-        tenants = Standings(work, now_s)
+        self._standings = Standings(work, now_s)
         scorer = PinnedVerifier(verifier, now_s)
-        self._admission = Admission(work, lambda: self.keeper.settled_claim, self._dispatcher, scorer, self.post, tenants, now_s)
+        self._admission = Admission(
+            work, lambda: self.keeper.settled_claim, self._dispatcher, scorer, self.post, self._standings, now_s
+        )
         self._scoring = Scoring(scorer, self._admission.references, self.post, meters=self.meters, now_s=now_s)
         self._comparing = Comparing(self.post)
         self._recovery = Recovery(
@@ -200,6 +179,7 @@ class Shell:
             commit_lag_s=self._backlog.lag_s,
             store_silent_s=self.keeper.silent_s,
             store_full=self._disk_full,
+            tenants=self._standings.known,
         )
 
     async def run(self) -> None:

@@ -23,14 +23,14 @@ class Standings:
 
     def __init__(self, work: Source, now_s: Callable[[], float] = time.monotonic) -> None:
         self._work, self._now_s = work, now_s
-        self._known: Mapping[str, Standing] = {}
+        self.known: Mapping[str, Standing] = {}
         self._looked_s = -LOOK_S
 
     async def look(self) -> None:
         """Ask the store again, if it is time to."""
         if self._now_s() - self._looked_s >= LOOK_S:
             self._looked_s = self._now_s()
-            self._known = await self._work.standings()
+            self.known = await self._work.standings()
 
     def weight(self, tenant: str) -> float:
         """A tenant's share as against others'."""
@@ -50,4 +50,4 @@ class Standings:
         return f"tenant {tenant} has spent its {most:,} tokens of today; it goes on at 00:00 UTC"
 
     def _of(self, tenant: str) -> Standing:
-        return self._known.get(tenant) or Standing(Tenant(tenant))
+        return self.known.get(tenant) or Standing(Tenant(tenant))

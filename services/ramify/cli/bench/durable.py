@@ -27,7 +27,7 @@ from ramify.scheduler.commands import Commit
 from ramify.store.work import Claim, Work
 
 if TYPE_CHECKING:  # else every command would import Ray, and before its settings are set
-    from ramify.scheduler.actors.shell import ShellStatus
+    from ramify.scheduler.actors.status import ShellStatus
 
 LOOK_S = 0.25
 FULL = 0.95  # of the chains that are wanted: from then on it counts
