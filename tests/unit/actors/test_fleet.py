@@ -60,6 +60,7 @@ name = "small"
 spec = "simulated"
 name = "spare"
 gpus = 0.5
+cpus = 2
 """
 
 
@@ -76,7 +77,7 @@ def test_a_fleet_is_read(tmp_path: Path) -> None:
         EngineConfig("north:0", "vllm:model?tensor_parallel_size=2", "north", labels, 2),
         EngineConfig("north:1", "vllm:model?tensor_parallel_size=2", "north", labels, 2),
         EngineConfig("small:0", "simulated", "north"),
-        EngineConfig("spare:0", "simulated", gpus=0.5),
+        EngineConfig("spare:0", "simulated", gpus=0.5, cpus=2),
     )
     assert fleet.terms == Terms({"west": Region(3.5), "north": Region(2, 40, 25)}, 2.0, Terms().delay_weight, 0.01)
     assert fleet.region_label == "example.com/place"
@@ -102,6 +103,7 @@ def test_the_fleet_of_the_local_regions_prefers_what_it_says() -> None:
         ("[[engines]]\nspec = 'simulated'\ncount_min = 2\ncount_max = 4", "is 1, not from count_min, 2, to count_max, 4"),
         ("[[engines]]\nspec = 'simulated'\ncount_min = 0\ncount_max = 4", "engines.0.count_min is 0: a group keeps one"),
         ("[[engines]]\nspec = 'simulated'\ngpus = -1", "engines.0.gpus is -1.0, no number of GPUs"),
+        ("[[engines]]\nspec = 'simulated'\ncpus = -1", "engines.0.cpus is -1.0, no number of CPUs"),
         (
             "[regions.a]\n[regions.b]\n[[engines]]\nspec = 'simulated'\nregion = 'c'",
             "engines.0.region is 'c', which is none of the regions a, b",

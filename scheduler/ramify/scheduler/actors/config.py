@@ -34,6 +34,7 @@ class EngineConfig:
     region: str = ""  # of the nodes where it may run; empty: any
     labels: Mapping[str, str] = field(default_factory=dict)  # that these nodes have besides
     gpus: float = 0  # that Ray keeps for it alone
+    cpus: float = 0  # likewise
     strays: bool = False  # whether it runs on any other node while there is none with its labels
 
 

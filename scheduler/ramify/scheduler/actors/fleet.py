@@ -48,6 +48,7 @@ class EngineEntry:
     name: str = ""  # they are called name:0, name:1, ...; empty: as their region is
     labels: dict[str, str] = field(default_factory=dict)
     gpus: float | None = None  # that each has; None: as the spec says
+    cpus: float = 0  # that Ray keeps for each; as many as a node has, and each has a node of its own
 
     @property
     def called(self) -> str:
@@ -108,7 +109,7 @@ def parse_fleet(content: Mapping[str, Any]) -> FleetConfig:
 
 def _engine(entry: EngineEntry) -> EngineConfig:
     gpus = gpus_of(entry.spec) if entry.gpus is None else entry.gpus
-    return EngineConfig(entry.called, entry.spec, entry.region, entry.labels, gpus)
+    return EngineConfig(entry.called, entry.spec, entry.region, entry.labels, gpus, entry.cpus)
 
 
 def _check(file: FleetFile) -> None:
@@ -118,6 +119,7 @@ def _check(file: FleetFile) -> None:
         here = f"engines.{at}"
         _require(0 <= entry.count <= ENGINES_MAX, f"{here}.count is {entry.count}, not from 0 to {ENGINES_MAX}")
         _require(entry.gpus is None or 0 <= entry.gpus < inf, f"{here}.gpus is {entry.gpus}, no number of GPUs")
+        _require(0 <= entry.cpus < inf, f"{here}.cpus is {entry.cpus}, no number of CPUs")
         _check_group(entry, here)
         known = f"which is none of the regions {', '.join(file.regions)}"
         _require(not file.regions or entry.region in ("", *file.regions), f"{here}.region is {entry.region!r}, {known}")
