@@ -48,6 +48,7 @@ count = {{ .replicas.start | default .replicas.min }}
 count_min = {{ .replicas.min }}
 count_max = {{ .replicas.max }}
 gpus = {{ .gpus | default 0 }}
+cpus = {{ .cpus | default 0 }}
 labels = { "ramify.dev/engines" = {{ .name | toJson }} }
 {{- end }}
 {{- end -}}

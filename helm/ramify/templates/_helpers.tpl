@@ -94,7 +94,6 @@ topologySpreadConstraints:
 
 {{/* Variables of a container. Takes a dict: root, settings, and hub if it may fetch models. */}}
 {{- define "ramify.env" -}}
-- {name: HOME, value: /tmp} # the rest is read-only
 - {name: RAMIFY_LOG_FORMAT, value: {{ .root.Values.logs.format }}}
 {{- with .root.Values.tracing.endpoint }}
 - {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ . | quote }}}

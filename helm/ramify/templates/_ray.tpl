@@ -15,8 +15,6 @@ imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 securityContext: {{- include "ramify.containerSecurity" . | nindent 2 }}
 env:
   {{- include "ramify.env" . | nindent 2 }}
-  - {name: RAY_USAGE_STATS_ENABLED, value: "0"}
-  - {name: RAY_process_group_cleanup_enabled, value: "true"} # no process of an engine outlives it
   - {name: RAMIFY_LOG_LEVEL, value: {{ .root.Values.logs.level }}}
   {{- if eq .component "ray-head" }}
   {{- range $variable, $value := dict "RAY_GRAFANA_HOST" .root.Values.ray.grafanaHost "RAY_GRAFANA_IFRAME_HOST" .root.Values.ray.grafanaIframeHost "RAY_PROMETHEUS_HOST" .root.Values.ray.prometheusHost }}
