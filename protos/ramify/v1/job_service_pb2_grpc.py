@@ -70,6 +70,11 @@ class JobServiceStub(object):
                 request_serializer=ramify_dot_v1_dot_job__service__pb2.GetTreeRequest.SerializeToString,
                 response_deserializer=ramify_dot_v1_dot_job__service__pb2.GetTreeResponse.FromString,
                 _registered_method=True)
+        self.ListModels = channel.unary_unary(
+                '/ramify.v1.JobService/ListModels',
+                request_serializer=ramify_dot_v1_dot_job__service__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=ramify_dot_v1_dot_job__service__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer(object):
@@ -133,6 +138,13 @@ class JobServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListModels(self, request, context):
+        """The models that a job may name, as the engines and the verifier have told them last.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -170,6 +182,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.GetTree,
                     request_deserializer=ramify_dot_v1_dot_job__service__pb2.GetTreeRequest.FromString,
                     response_serializer=ramify_dot_v1_dot_job__service__pb2.GetTreeResponse.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=ramify_dot_v1_dot_job__service__pb2.ListModelsRequest.FromString,
+                    response_serializer=ramify_dot_v1_dot_job__service__pb2.ListModelsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -362,6 +379,33 @@ class JobService(object):
             '/ramify.v1.JobService/GetTree',
             ramify_dot_v1_dot_job__service__pb2.GetTreeRequest.SerializeToString,
             ramify_dot_v1_dot_job__service__pb2.GetTreeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ramify.v1.JobService/ListModels',
+            ramify_dot_v1_dot_job__service__pb2.ListModelsRequest.SerializeToString,
+            ramify_dot_v1_dot_job__service__pb2.ListModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -58,6 +58,8 @@ class JobServiceStub:
     """Results by problem index. While the job runs, later calls may see more."""
     GetTree: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.GetTreeRequest, _job_service_pb2.GetTreeResponse]
     """Every committed step of one problem's tree, finished or still growing."""
+    ListModels: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListModelsRequest, _job_service_pb2.ListModelsResponse]
+    """The models that a job may name, as the engines and the verifier have told them last."""
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
@@ -87,6 +89,8 @@ class JobServiceAsyncStub(JobServiceStub):
     """Results by problem index. While the job runs, later calls may see more."""
     GetTree: _aio.UnaryUnaryMultiCallable[_job_service_pb2.GetTreeRequest, _job_service_pb2.GetTreeResponse]  # type: ignore[assignment]
     """Every committed step of one problem's tree, finished or still growing."""
+    ListModels: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListModelsRequest, _job_service_pb2.ListModelsResponse]  # type: ignore[assignment]
+    """The models that a job may name, as the engines and the verifier have told them last."""
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     """Submit searches, follow them, fetch what they found."""
@@ -155,5 +159,13 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.GetTreeResponse, _abc.Awaitable[_job_service_pb2.GetTreeResponse]]:
         """Every committed step of one problem's tree, finished or still growing."""
+
+    @_abc_1.abstractmethod
+    def ListModels(
+        self,
+        request: _job_service_pb2.ListModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.ListModelsResponse, _abc.Awaitable[_job_service_pb2.ListModelsResponse]]:
+        """The models that a job may name, as the engines and the verifier have told them last."""
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

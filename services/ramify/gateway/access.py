@@ -33,6 +33,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "WatchJob": Role.READ,
         "ListResults": Role.READ,
         "GetTree": Role.READ,
+        "ListModels": Role.READ,
     }
 )
 """The least role for each method; one that is not here takes the highest."""

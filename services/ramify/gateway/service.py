@@ -193,3 +193,11 @@ class JobService(JobServiceServicer):
         if found.result is not None:
             tree.result.CopyFrom(found.result)
         return job_service_pb2.GetTreeResponse(tree=tree)
+
+    async def ListModels(  # noqa: N802
+        self, request: job_service_pb2.ListModelsRequest, context: Context
+    ) -> job_service_pb2.ListModelsResponse:
+        """See `job_service.proto`."""
+        found = await self._jobs.models()
+        models = [job_service_pb2.JobModel(kind=row.role, name=row.name, revision=row.revision) for row in found]
+        return job_service_pb2.ListModelsResponse(models=models)

@@ -151,3 +151,12 @@ async def test_a_problem_that_is_not_there(system: System) -> None:
         code, message = await failure(system.stub.GetTree(pb.GetTreeRequest(job_id=job.job_id, problem_index=index)))
         assert code is grpc.StatusCode.NOT_FOUND
         assert f"no problem {index}: it has 3, counted from 0" in message
+
+
+async def test_list_models(system: System) -> None:
+    found = (await system.stub.ListModels(pb.ListModelsRequest())).models
+    assert [(model.kind, model.name, model.revision) for model in found] == [
+        ("checker", "countdown", "1"),
+        ("generator", "tiny24", "1"),
+        ("verifier", "tiny24-prm", "1"),
+    ]
