@@ -127,6 +127,24 @@ async def test_calls_share_an_engine(make: Make) -> None:
     assert rows[0] + rows[1] == await collect(make(), jobs)
 
 
+async def test_rows_stand_in_line_by_priority_and_none_is_passed_for_ever(make: Make) -> None:
+    engine, ended = make(slots=1), list[str]()
+    if isinstance(engine, SimulatedEngine) and not engine.params.time_scale:
+        pytest.skip("no row waits: nothing takes time")
+    jobs = jobs_of(engine, rows=1)
+
+    async def sample(name: str, priority: list[int]) -> None:
+        batch = replace(batch_of(jobs[: len(priority)]), priority=np.array(priority, np.int32))
+        async for results in engine.generate(batch):
+            ended.extend(f"{name}{row}" for row in results.row.tolist())
+
+    await asyncio.gather(sample("flood", [6, 7, 8, 9]), sample("newcomer", [0, 1]), sample("late", [4]), sample("last", [0]))
+    first = ended.index("newcomer0")
+    assert ended[first : first + 2] == ["newcomer0", "newcomer1"]
+    rest = [name for name in ended if not name.startswith("newcomer")]
+    assert rest == ["flood0", "flood1", "last0", "flood2", "flood3", "late0"]
+
+
 async def test_every_step_that_was_sampled_is_counted(make: Make) -> None:
     engine = make(slots=2)
     jobs = jobs_of(engine, rows=7)

@@ -1,7 +1,7 @@
 """Continuous batching over an `OnnxModel`: slots, waiting groups, prefills and the cache of prefixes. Synchronous."""
 
 import heapq
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import count
 from time import perf_counter
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ramify.scheduler.engines.base import Finish, StepBatch, StepResults
-from ramify.scheduler.engines.columns import ResultsBuilder
+from ramify.scheduler.engines.columns import Door, ResultsBuilder
 from ramify.scheduler.engines.kv_rows import KvRows
 from ramify.scheduler.engines.onnx_folder import ModelFolder
 from ramify.scheduler.engines.onnx_lanes import Delimiter, Group, Lanes
@@ -55,10 +55,10 @@ class OnnxDecoder:
         self._lanes = Lanes(folder.info.slots, self._context)
         self._free = list(range(folder.info.slots))
         self._buckets: dict[int, KvRows] = {}
-        self._waiting: deque[Group] = deque()
-        self._ready: list[Group] = []  # heap by arrival; each has its keys and values
+        self._waiting: list[Group] = []  # heap by place, and so is the next
+        self._ready: list[Group] = []  # each has its keys and values
         self._prefills: dict[bytes, Prefill] = {}  # by chain
-        self._arrivals = count()
+        self._door, self._arrivals = Door(), count()
         self._delimiters: dict[str | None, Delimiter] = {}
         self._ended: defaultdict[int, ResultsBuilder] = defaultdict(ResultsBuilder)
 
@@ -79,7 +79,7 @@ class OnnxDecoder:
     def submit(self, ticket: int, batch: StepBatch) -> None:
         """Take in the rows of a checked batch, under a ticket of 0 or more."""
         delimiters = [self._delimiter(params.delimiter) for params in batch.params]
-        bounds = np.searchsorted(batch.group, np.arange(len(batch.offsets)))
+        bounds, places = np.searchsorted(batch.group, np.arange(len(batch.offsets))), self._door.places(batch)
         for group in np.flatnonzero(np.diff(bounds)).tolist():
             chain = batch.tokens[batch.offsets[group] : batch.offsets[group + 1]]
             rows = np.arange(bounds[group], bounds[group + 1])
@@ -88,24 +88,25 @@ class OnnxDecoder:
                 for row in rows.tolist():
                     self._ended[ticket].add(row, Finish.CONTEXT, 0.0, 0, chain[:0], b"")
                 continue
-            self._waiting.append(
-                Group(
-                    arrival=next(self._arrivals),
-                    ticket=ticket,
-                    chain=chain,
-                    params=batch.params[params],
-                    delimiter=delimiters[params],
-                    rows=rows,
-                    codes=batch.code[rows],
-                    seeds=batch.seed[rows],
-                )
+            new = Group(
+                place=int(places[rows].min()),
+                arrival=next(self._arrivals),
+                ticket=ticket,
+                chain=chain,
+                params=batch.params[params],
+                delimiter=delimiters[params],
+                rows=rows,
+                codes=batch.code[rows],
+                seeds=batch.seed[rows],
             )
+            heapq.heappush(self._waiting, new)
             self.rows_waiting += len(rows)
 
     def cancel(self, ticket: int) -> None:
         """Give a ticket's rows up and free their slots at once."""
-        self._waiting = deque(group for group in self._waiting if group.ticket != ticket)
+        self._waiting = [group for group in self._waiting if group.ticket != ticket]
         self._ready = [group for group in self._ready if group.ticket != ticket]
+        heapq.heapify(self._waiting)
         heapq.heapify(self._ready)
         unwanted = set()
         for key, prefill in list(self._prefills.items()):
@@ -149,14 +150,14 @@ class OnnxDecoder:
         return self._delimiters[text]
 
     def _admit(self) -> None:
-        """Fill the free slots: rows whose prefix is there in order of arrival, then prefills for those that wait."""
+        """Fill the free slots in the order of the line: with rows whose prefix is there, and with prefills for the others."""
         while self._free:
-            if self._ready:
+            if self._ready and not (self._waiting and self._waiting[0] < self._ready[0]):
                 self._enter(self._ready[0])
                 if self._ready[0].entered == len(self._ready[0].rows):
                     heapq.heappop(self._ready)
             elif self._waiting:
-                self._look_up(self._waiting.popleft())
+                self._look_up(heapq.heappop(self._waiting))
             else:
                 break
 

@@ -54,6 +54,7 @@ class Delimiter:
 class Group:
     """Rows that continue one chain and have no slot yet."""
 
+    place: int  # in the line at the door, see `StepBatch`
     arrival: int
     ticket: int
     chain: I32
@@ -66,7 +67,7 @@ class Group:
     kv: list[KV] = field(default_factory=list)  # [C, H, _, D] one after the other: all tokens but the last, which is fed first
 
     def __lt__(self, other: "Group") -> bool:
-        return self.arrival < other.arrival
+        return (self.place, self.arrival) < (other.place, other.arrival)
 
 
 class Lanes:

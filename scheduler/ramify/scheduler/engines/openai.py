@@ -1,9 +1,9 @@
 """An engine that is a server elsewhere: anything that speaks OpenAI's `/v1/completions`, vLLM and SGLang above all."""
 
 import asyncio
+import heapq
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ramify.scheduler.engines.base import EngineStats, Finish, ModelInfo, StepBatch, StepResults
 from ramify.scheduler.engines.circuit import State
-from ramify.scheduler.engines.columns import ResultsBuilder
+from ramify.scheduler.engines.columns import Door, ResultsBuilder
 from ramify.scheduler.engines.loop import Ended, EngineLoop
 from ramify.scheduler.engines.openai_client import Completion, CompletionsClient, Endpoint, Limits, Refused, RowFailed
 from ramify.scheduler.engines.openai_params import Form, OpenAIParams, describe, forms, json_object
@@ -47,10 +47,11 @@ class _Call:
         return self.batch.tokens[self.batch.offsets[group] : self.batch.offsets[group + 1]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class _Row:
-    """A row of a call."""
+    """A row of a call; those that are less go first."""
 
+    place: int
     ticket: int
     row: int
     call: _Call = field(repr=False, compare=False)
@@ -92,7 +93,8 @@ class OpenAIEngine(EngineLoop):
         )
         self._forms = forms(params)
         self._calls: dict[int, _Call] = {}
-        self._waiting: deque[_Row] = deque()
+        self._waiting: list[_Row] = []  # a heap
+        self._door = Door()
         self._running: dict[_Row, asyncio.Task[None]] = {}
         self._leaving: set[asyncio.Task[None]] = set()  # cancelled, and not yet gone
         self._ended: list[tuple[_Row, Step | str]] = []  # a step, or why there is none
@@ -140,18 +142,20 @@ class OpenAIEngine(EngineLoop):
     def _submit(self, ticket: int, batch: StepBatch) -> None:
         groups = len(batch.offsets) - 1
         left = np.bincount(batch.group, minlength=groups)
+        places = self._door.places(batch).tolist()
         call = self._calls[ticket] = _Call(batch, left, np.zeros(groups, np.bool_), np.zeros(groups, np.bool_))
         for row in range(len(batch)):
-            entry = _Row(ticket, row, call)
+            entry = _Row(places[row], ticket, row, call)
             if len(call.chain(row)) >= self._info.context_tokens_max:
                 self._ended.append((entry, _FULL))
             else:
-                self._waiting.append(entry)
+                heapq.heappush(self._waiting, entry)
 
     def _cancel(self, ticket: int) -> None:
         if self._calls.pop(ticket, None) is None:
             return
-        self._waiting = deque(row for row in self._waiting if row.ticket != ticket)
+        self._waiting = [row for row in self._waiting if row.ticket != ticket]
+        heapq.heapify(self._waiting)
         self._ended = [(row, step) for row, step in self._ended if row.ticket != ticket]
         self._abort([row for row in self._running if row.ticket == ticket])
 
@@ -184,7 +188,7 @@ class OpenAIEngine(EngineLoop):
         limit = self._client.circuit.limit(self.params.slots)
         self._tick()
         while self._waiting and len(self._running) < limit and self._away is None:
-            row = self._waiting.popleft()
+            row = heapq.heappop(self._waiting)
             self._running[row] = asyncio.get_running_loop().create_task(self._sample(row))
         if self._waiting and not self._running and self._away is None:  # a call came in while the server was being given up
             self._away = EngineAway("the server is left alone for a while")
@@ -275,6 +279,8 @@ class OpenAIEngine(EngineLoop):
         }
         if params.delimiter is not None:
             body["stop"] = [params.delimiter]
+        if self.params.priority == "yes":
+            body["priority"] = row.place
         if form.extensions:
             body["include_stop_str_in_output"] = params.delimiter is not None
             if self._codec.tokenizer is not None:

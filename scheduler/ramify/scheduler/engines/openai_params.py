@@ -24,6 +24,7 @@ class OpenAIParams:
     tokenizer: str = ""  # tokenizer.json or its folder; empty: prompts go as text, and a token is a byte
     prompt: Literal["auto", "tokens", "text"] = "auto"
     extensions: Literal["auto", "yes", "no"] = "auto"  # whether to ask for what vLLM has beyond OpenAI's API
+    priority: Literal["no", "yes"] = "no"  # whether requests have vLLM's `priority`, which it takes if it schedules by it
     context_tokens_max: int = 0  # 0: as /v1/models says
     prompt_template: str = "{problem}"
     delimiter: str = "\n"

@@ -1,7 +1,6 @@
 """What a GPU engine with continuous batching does with its time and memory. Synchronous; time passes when it is told."""
 
 import heapq
-from collections import deque
 from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple
@@ -9,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ramify.scheduler.engines.base import StepBatch, StepResults
-from ramify.scheduler.engines.columns import take_rows
+from ramify.scheduler.engines.columns import Door, take_rows
 from ramify.scheduler.engines.simulated_blocks import Blocks, Names
 from ramify.scheduler.engines.simulated_params import SimulatedParams
 
@@ -26,7 +25,6 @@ class Call:
     length: list[int]  # [G] of the chains
     users: list[int]  # [G] rows that run
     open: int  # rows that have not ended
-    entered: int = 0  # rows that have had a slot
 
     def chain(self, group: int) -> list[int]:
         """The names of a chain's full blocks."""
@@ -35,6 +33,14 @@ class Call:
     def filled(self, row: int) -> list[int]:
         """The names of the blocks that a row fills."""
         return self.names.step[self.names.step_end[row] : self.names.step_end[row + 1]]
+
+
+class _Waiting(NamedTuple):
+    place: int  # in the line
+    order: int
+    ticket: int
+    call: Call
+    row: int
 
 
 class _Running(NamedTuple):
@@ -61,9 +67,9 @@ class Work:
 class Machine:
     """Slots, and memory for keys and values.
 
-    Rows get a slot in order of arrival, once there is memory for their chain and all that they will sample; a row that does not
-    fit keeps back those behind it. (vLLM takes memory as a sequence grows, and when there is none left gives one up and
-    computes it anew later; here the length of a step is known at its beginning, and none is given up.) Each row looks its
+    Rows get a slot in the order of the line (see `StepBatch`), once there is memory for their chain and all that they will
+    sample; a row that does not fit keeps back those behind it. (vLLM takes memory as a sequence grows, and when there is none
+    left gives one up and computes it anew later; here the length of a step is known at its beginning, and none is given up.) Each row looks its
     chain up, whole blocks of it but for its last token, and computes the rest: the rows of a group find what the first of
     them computes. One token a slot takes `token_ms`, `token_extra_ms` for each other slot in use and `context_token_ns`
     for each token of all contexts; a prefill comes on top, in proportion to its tokens.
@@ -73,7 +79,8 @@ class Machine:
         self.params = params
         self.work = Work()
         self.calls: dict[int, Call] = {}  # by ticket
-        self._waiting: deque[tuple[int, Call]] = deque()  # those with rows that have had no slot
+        self._waiting: list[_Waiting] = []  # a heap
+        self._door = Door()
         self._running: list[_Running] = []  # a heap
         self._blocks = Blocks(params.blocks_max)
         self._order = count()
@@ -89,12 +96,12 @@ class Machine:
     @property
     def rows_waiting(self) -> int:
         """Rows without a slot."""
-        return sum(len(call.batch) - call.entered for _, call in self._waiting)
+        return len(self._waiting)
 
     def submit(self, ticket: int, batch: StepBatch, outcome: StepResults) -> None:
         """Take in a batch, at least one row, and what it will yield."""
         length = np.diff(batch.offsets).tolist()
-        self.calls[ticket] = Call(
+        call = self.calls[ticket] = Call(
             batch=batch,
             outcome=outcome,
             names=Names.of(batch, outcome, self.params.block_tokens),
@@ -104,13 +111,15 @@ class Machine:
             users=[0] * len(length),
             open=len(batch),
         )
-        self._waiting.append((ticket, self.calls[ticket]))
+        for row, place in enumerate(self._door.places(batch).tolist()):
+            heapq.heappush(self._waiting, _Waiting(place, next(self._order), ticket, call, row))
 
     def cancel(self, ticket: int) -> None:
         """Give a call's rows up; what they have computed is lost."""
         if (gone := self.calls.pop(ticket, None)) is None:
             return
-        self._waiting = deque(each for each in self._waiting if each[1] is not gone)
+        self._waiting = [each for each in self._waiting if each.call is not gone]
+        heapq.heapify(self._waiting)
         for each in self._running:
             if each.call is gone:
                 self._leave(each, kept=False)
@@ -159,12 +168,10 @@ class Machine:
     def _admit(self) -> bool:
         """Give free slots to rows that fit; whether no more can come before one ends."""
         while self._waiting:
-            ticket, call = self._waiting[0]
-            while call.entered < len(call.group):
-                if len(self._running) == self.params.slots or not self._enter(ticket, call, call.entered):
-                    return True
-                call.entered += 1
-            self._waiting.popleft()
+            first = self._waiting[0]
+            if len(self._running) == self.params.slots or not self._enter(first.ticket, first.call, first.row):
+                return True
+            heapq.heappop(self._waiting)
         return len(self._running) == self.params.slots
 
     def _enter(self, ticket: int, call: Call, row: int) -> bool:

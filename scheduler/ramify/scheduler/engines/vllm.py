@@ -1,8 +1,8 @@
 """An engine on GPUs: vLLM's `AsyncLLM`, token ids in and out."""
 
 import asyncio
+import heapq
 import os
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +20,7 @@ from vllm.v1.engine.async_llm import AsyncLLM  # pyright: ignore[reportMissingIm
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError  # pyright: ignore[reportMissingImports]
 
 from ramify.scheduler.engines.base import EngineStats, Finish, ModelInfo, StepBatch, StepParams, StepResults
-from ramify.scheduler.engines.columns import ResultsBuilder
+from ramify.scheduler.engines.columns import Door, ResultsBuilder
 from ramify.scheduler.engines.loop import Ended, EngineLoop
 from ramify.scheduler.engines.served import Served
 from ramify.scheduler.engines.text import is_special, only_token, step_text
@@ -73,6 +73,7 @@ class _Call:
 
     ticket: int
     batch: StepBatch
+    places: list[int]  # [B] in the line
     rows_left: NDArray[np.int64]  # [G] that have not ended
     missed: NDArray[np.bool_]  # [G] whether a row was prefilled with more than the prefix cache could ever hold
     tasks: set["asyncio.Task[None]"] = field(default_factory=set)
@@ -106,8 +107,8 @@ class _Call:
 class VllmEngine(EngineLoop):
     """Samples with vLLM: a request a row, all rows of a call handed over at once, so that a group shares its prefix.
 
-    Older calls go first (with `scheduling_policy="priority"`). A row's tokens follow from its chain, seed and params as far as
-    vLLM's kernels give the same logits whatever shares their batch; `VLLM_BATCH_INVARIANT=1` makes more of them do so. Its code
+    Rows stand in line as `StepBatch` says (with `scheduling_policy="priority"`). A row's tokens follow from its chain, seed and
+    params as far as vLLM's kernels give the same logits whatever shares their batch; `VLLM_BATCH_INVARIANT=1` makes more of them do so. Its code
     has no effect: vLLM draws by seed alone, so siblings are independent. What vLLM's own limits (`max_num_queued_reqs`,
     `max_num_queued_tokens`) do not admit waits here.
 
@@ -132,7 +133,8 @@ class VllmEngine(EngineLoop):
         self._queued_tokens_max = _bound(llm.scheduler_config.max_num_queued_tokens)
         self._stops: dict[str | None, _Stop] = {None: _Stop()}
         self._calls: dict[int, _Call] = {}  # by ticket, in order of arrival
-        self._waiting: deque[tuple[_Call, int]] = deque()  # calls and rows that vLLM does not have yet
+        self._waiting: list[tuple[int, int, int, _Call]] = []  # a heap: places and rows, with ticket and call, that vLLM lacks
+        self._door = Door()
         self._news = asyncio.Event()
         self._fault: BaseException | None = None
         self._inside = self._inside_tokens = 0  # rows that vLLM has, and the tokens of their chains
@@ -164,11 +166,12 @@ class VllmEngine(EngineLoop):
 
     def _submit(self, ticket: int, batch: StepBatch) -> None:
         groups = len(batch.offsets) - 1
-        call = _Call(ticket, batch, np.bincount(batch.group, minlength=groups), np.zeros(groups, np.bool_), open=len(batch))
+        places, left = self._door.places(batch).tolist(), np.bincount(batch.group, minlength=groups)
+        call = _Call(ticket, batch, places, left, np.zeros(groups, np.bool_), open=len(batch))
         self._calls[ticket] = call
         for row in range(len(batch)):
             if len(call.chain(row)) < self.info.context_tokens_max:
-                self._waiting.append((call, row))
+                heapq.heappush(self._waiting, (places[row], ticket, row, call))
             else:
                 call.end(row, Finish.CONTEXT, 0.0, 0, _NO_TOKENS, b"")
         self._news.set()
@@ -176,7 +179,8 @@ class VllmEngine(EngineLoop):
     def _cancel(self, ticket: int) -> None:
         call = self._calls.pop(ticket, None)
         if call is not None:
-            self._waiting = deque(each for each in self._waiting if each[0] is not call)
+            self._waiting = [each for each in self._waiting if each[-1] is not call]
+            heapq.heapify(self._waiting)
             for task in call.tasks:
                 task.cancel()  # which aborts its request
 
@@ -213,9 +217,9 @@ class VllmEngine(EngineLoop):
         return ended
 
     def _admit(self) -> None:
-        """Hand rows to vLLM in order of arrival, as far as its own limits allow."""
+        """Hand rows to vLLM in the order of the line, as far as its own limits allow."""
         while self._waiting and self._inside < self._requests_max and self._inside_tokens < self._queued_tokens_max:
-            call, row = self._waiting.popleft()
+            _, _, row, call = heapq.heappop(self._waiting)
             tokens = len(call.chain(row))
             task = asyncio.get_running_loop().create_task(self._sample(call, row))
             call.tasks.add(task)
@@ -237,7 +241,7 @@ class VllmEngine(EngineLoop):
                 self._sampling(call, row),
                 f"ramify-{call.ticket}-{row}",
                 lora_request=self._lora,
-                priority=call.ticket,
+                priority=call.places[row],
             ):
                 final = output
             self._end_row(call, row, final)

@@ -18,7 +18,7 @@ from ramify.vllm_options import VllmOptionError, engine_options
 
 _DEFAULTS: Mapping[str, Any] = {
     "enable_prefix_caching": True,
-    "scheduling_policy": "priority",  # older calls first
+    "scheduling_policy": "priority",  # in the order of the line, see `StepBatch`
 }
 _OURS = {
     "model": "it stands before the `?`",
