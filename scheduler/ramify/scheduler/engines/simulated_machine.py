@@ -69,10 +69,10 @@ class Machine:
 
     Rows get a slot in the order of the line (see `StepBatch`), once there is memory for their chain and all that they will
     sample; a row that does not fit keeps back those behind it. (vLLM takes memory as a sequence grows, and when there is none
-    left gives one up and computes it anew later; here the length of a step is known at its beginning, and none is given up.) Each row looks its
-    chain up, whole blocks of it but for its last token, and computes the rest: the rows of a group find what the first of
-    them computes. One token a slot takes `token_ms`, `token_extra_ms` for each other slot in use and `context_token_ns`
-    for each token of all contexts; a prefill comes on top, in proportion to its tokens.
+    left gives one up and computes it anew later; here the length of a step is known at its beginning, and none is given up.)
+    Each row looks its chain up, whole blocks of it but for its last token, and computes the rest: the rows of a group find what
+    the first of them computes. One token a slot takes `token_ms`, `token_extra_ms` for each other slot in use and
+    `context_token_ns` for each token of all contexts; a prefill comes on top, in proportion to its tokens.
     """
 
     def __init__(self, params: SimulatedParams) -> None:

@@ -108,9 +108,9 @@ class VllmEngine(EngineLoop):
     """Samples with vLLM: a request a row, all rows of a call handed over at once, so that a group shares its prefix.
 
     Rows stand in line as `StepBatch` says (with `scheduling_policy="priority"`). A row's tokens follow from its chain, seed and
-    params as far as vLLM's kernels give the same logits whatever shares their batch; `VLLM_BATCH_INVARIANT=1` makes more of them do so. Its code
-    has no effect: vLLM draws by seed alone, so siblings are independent. What vLLM's own limits (`max_num_queued_reqs`,
-    `max_num_queued_tokens`) do not admit waits here.
+    params as far as vLLM's kernels give the same logits whatever shares their batch; `VLLM_BATCH_INVARIANT=1` makes more of
+    them do so. Its code has no effect: vLLM draws by seed alone, so siblings are independent. What vLLM's own limits
+    (`max_num_queued_reqs`, `max_num_queued_tokens`) do not admit waits here.
 
     Args:
         llm: is shut down with this engine.
