@@ -85,6 +85,9 @@ def submit(
     budget_steps: Annotated[int | None, typer.Option(min=1, metavar="STEPS", help="Steps of the whole job.")] = None,
     budget_steps_per_problem: Annotated[int | None, typer.Option(min=1, metavar="STEPS", help="Steps of one problem.")] = None,
     budget_seconds: Annotated[int | None, typer.Option(min=1, metavar="SECONDS", help="Seconds of the whole job.")] = None,
+    priority: Annotated[
+        int | None, typer.Option(min=-100, max=100, metavar="NUMBER", help="Among your tenant's jobs: the higher one goes first.")
+    ] = None,
     name: Annotated[str | None, typer.Option(metavar="TEXT", help="A name for people.")] = None,
     request_id: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Name of the request; repeated, it makes no new job.")
@@ -132,6 +135,7 @@ def submit(
         "steps_max": budget_steps,
         "steps_per_problem_max": budget_steps_per_problem,
         "seconds_max": budget_seconds,
+        "priority": priority,
         "name": name,
     }
     spec = submission.make_spec(knobs or [], {key: value for key, value in options.items() if value is not None}, knobs_from)
@@ -255,6 +259,24 @@ def migrate(context: typer.Context) -> None:
     _pass_on(context, "ramify.cli.migrate", "migrate")
 
 
+@app.command("keys", context_settings=_PASS_ON, add_help_option=False)
+def keys(context: typer.Context) -> None:
+    """API keys: create, list, revoke."""
+    _pass_on(context, "ramify.cli.keys", "app")
+
+
+@app.command("tenants", context_settings=_PASS_ON, add_help_option=False)
+def tenants(context: typer.Context) -> None:
+    """Who shares the system, and what each may have."""
+    _pass_on(context, "ramify.cli.tenants", "app")
+
+
+@app.command("audit", context_settings=_PASS_ON, add_help_option=False)
+def audit(context: typer.Context) -> None:
+    """Who has done what."""
+    _pass_on(context, "ramify.cli.audit", "audit")
+
+
 @app.command("verifier", context_settings=_PASS_ON, add_help_option=False)
 def verifier(context: typer.Context) -> None:
     """The verifier alone: serve it, or score a file of solutions."""
@@ -278,10 +300,10 @@ def _pass_on(context: typer.Context, module: str, attribute: str) -> None:
 
 
 def _connect(context: typer.Context, address: str | None) -> "Client":
-    from ramify.cli.settings import load_settings
     from ramify.client import Client
+    from ramify.client.settings import from_environment
 
-    return Client(load_settings(address or context.obj).address)
+    return Client(**from_environment(address or context.obj))
 
 
 def run(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Jobs and results as tables."""
+"""Jobs, results and whatever else as tables."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -78,11 +78,13 @@ class NotedTable:
 def job_tables(jobs: Iterable[job_pb2.Job], now: datetime) -> Iterator[NotedTable]:
     """Tables of jobs with what they wait for and what they lost; `now` is what their ages count to."""
     for batch in _batches(jobs):
-        noted = NotedTable(_table("id", "name:", "state", "done>", "solved>", "tokens>", "age>"))
+        several = len({job.tenant for job in batch}) > 1
+        noted = NotedTable(table("id", *(["tenant"] if several else []), "name:", "state", "done>", "solved>", "tokens>", "age>"))
         for job in batch:
             progress = job.progress
             noted.table.add_row(
                 Text(job.job_id),
+                *([Text(one_line(job.tenant))] if several else []),
                 _elastic(job.spec.name),
                 state_text(job.state),
                 f"{progress.problems_done:,}/{progress.problems_total:,}",
@@ -99,7 +101,7 @@ def job_tables(jobs: Iterable[job_pb2.Job], now: datetime) -> Iterator[NotedTabl
 def result_tables(results: Iterable[job_pb2.Result]) -> Iterator[NotedTable]:
     """Tables of results; why one has failed, and what is odd about one, stands below it."""
     for batch in _batches(results):
-        noted = NotedTable(_table("index>", "problem:", "outcome", "verdict", "score>", "answer:", "tokens>"))
+        noted = NotedTable(table("index>", "problem:", "outcome", "verdict", "score>", "answer:", "tokens>"))
         for result in batch:
             failed = result.outcome == job_pb2.OUTCOME_FAILED
             noted.table.add_row(
@@ -117,8 +119,8 @@ def result_tables(results: Iterable[job_pb2.Result]) -> Iterator[NotedTable]:
         yield noted
 
 
-def _table(*headers: str) -> Table:
-    """Columns by header: with `>` at the right edge, with `:` for `_elastic` cells."""
+def table(*headers: str) -> Table:
+    """An empty one; columns by header: with `>` at the right edge, with `:` for `_elastic` cells."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for header in headers:
         table.add_column(

@@ -8,6 +8,7 @@ from ramify.client.errors import (
     NotFound,
     Overloaded,
     PermissionDenied,
+    QuotaExceeded,
     ServerError,
     Unavailable,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "NotFound",
     "Overloaded",
     "PermissionDenied",
+    "QuotaExceeded",
     "ServerError",
     "SpecFields",
     "Unavailable",

@@ -14,9 +14,12 @@ from ramify.client.connection import (
     WATCH_TIMEOUT_S,
     Lifeline,
 )
+from ramify.client.credentials import channel_credentials, key_metadata
 from ramify.client.errors import ClientError, status_code, translated
+from ramify.client.settings import from_environment
 from ramify.client.spec import SpecFields, job_spec
 from ramify.client.upload import ProblemLike, Upload
+from ramify.tls import ClientTls
 from ramify.v1 import job_pb2, job_service_pb2, job_service_pb2_grpc
 
 
@@ -27,14 +30,30 @@ class AsyncClient:
     """
 
     def __init__(
-        self, address: str, *, timeout_s: float = CALL_TIMEOUT_S, reconnect_timeout_s: float = RECONNECT_TIMEOUT_S
+        self,
+        address: str,
+        *,
+        api_key: str | None = None,
+        tls: ClientTls | None = None,
+        timeout_s: float = CALL_TIMEOUT_S,
+        reconnect_timeout_s: float = RECONNECT_TIMEOUT_S,
     ) -> None:
         """See `Client`."""
         self.address = address
         self._timeout_s = timeout_s
         self._reconnect_timeout_s = reconnect_timeout_s
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._metadata = key_metadata(address, api_key, tls)
+        credentials = channel_credentials(tls)
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
         self._stub = job_service_pb2_grpc.JobServiceStub(self._channel)
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """See `Client.from_environment`."""
+        return cls(**from_environment())
 
     async def __aenter__(self) -> Self:
         return self
@@ -63,7 +82,7 @@ class AsyncClient:
         upload = Upload(problems, spec or job_spec(**fields), request_id, window_chunks=1)
         lifeline = Lifeline(self.address, self._reconnect_timeout_s)
         while not upload.done:
-            call = self._stub.CreateJob()
+            call = self._stub.CreateJob(metadata=self._metadata)
             try:
                 while not upload.done:
                     while (request := upload.next_request()) is not None:
@@ -89,14 +108,14 @@ class AsyncClient:
         """See `Client.job`."""
         with translated(self.address):
             request = job_service_pb2.GetJobRequest(job_id=job_id)
-            return (await self._stub.GetJob(request, timeout=self._timeout_s)).job
+            return (await self._stub.GetJob(request, timeout=self._timeout_s, metadata=self._metadata)).job
 
     async def jobs(self, state: job_pb2.JobState.ValueType | None = None) -> AsyncIterator[job_pb2.Job]:
         """See `Client.jobs`."""
         request = job_service_pb2.ListJobsRequest(page_size=PAGE_SIZE, state=state or job_pb2.JOB_STATE_UNSPECIFIED)
         while True:
             with translated(self.address):
-                page = await self._stub.ListJobs(request, timeout=self._timeout_s)
+                page = await self._stub.ListJobs(request, timeout=self._timeout_s, metadata=self._metadata)
             for job in page.jobs:
                 yield job
             if not page.next_page_token:
@@ -107,14 +126,14 @@ class AsyncClient:
         """See `Client.cancel`."""
         with translated(self.address):
             request = job_service_pb2.CancelJobRequest(job_id=job_id)
-            return (await self._stub.CancelJob(request, timeout=self._timeout_s)).job
+            return (await self._stub.CancelJob(request, timeout=self._timeout_s, metadata=self._metadata)).job
 
     async def watch(self, job_id: str, cursor: int = 0) -> AsyncIterator[job_pb2.JobEvent]:
         """See `Client.watch`."""
         lifeline = Lifeline(self.address, self._reconnect_timeout_s)
         while True:
             request = job_service_pb2.WatchJobRequest(job_id=job_id, cursor=cursor)
-            call = self._stub.WatchJob(request, timeout=WATCH_TIMEOUT_S)
+            call = self._stub.WatchJob(request, timeout=WATCH_TIMEOUT_S, metadata=self._metadata)
             try:
                 async for response in call:
                     cursor = response.event.cursor
@@ -134,7 +153,7 @@ class AsyncClient:
         request = job_service_pb2.ListResultsRequest(job_id=job_id, page_size=PAGE_SIZE)
         while True:
             with translated(self.address):
-                page = await self._stub.ListResults(request, timeout=self._timeout_s)
+                page = await self._stub.ListResults(request, timeout=self._timeout_s, metadata=self._metadata)
             for result in page.results:
                 yield result
             if not page.next_page_token:
@@ -145,7 +164,13 @@ class AsyncClient:
         """See `Client.tree`."""
         with translated(self.address):
             request = job_service_pb2.GetTreeRequest(job_id=job_id, problem_index=problem_index)
-            return (await self._stub.GetTree(request, timeout=self._timeout_s)).tree
+            return (await self._stub.GetTree(request, timeout=self._timeout_s, metadata=self._metadata)).tree
+
+    async def models(self) -> list[job_service_pb2.JobModel]:
+        """See `Client.models`."""
+        with translated(self.address):
+            request = job_service_pb2.ListModelsRequest()
+            return [*(await self._stub.ListModels(request, timeout=self._timeout_s, metadata=self._metadata)).models]
 
     async def _wait_for_gateway(self, failure: ClientError, lifeline: Lifeline) -> None:
         await asyncio.sleep(lifeline.pause_s)

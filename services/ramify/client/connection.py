@@ -39,7 +39,7 @@ _SERVICE_CONFIG = MappingProxyType(
             {
                 "name": [
                     {"service": "ramify.v1.JobService", "method": method}
-                    for method in ("GetJob", "ListJobs", "CancelJob", "ListResults", "GetTree")
+                    for method in ("GetJob", "ListJobs", "CancelJob", "ListResults", "GetTree", "ListModels")
                 ],
                 "retryPolicy": {
                     "maxAttempts": 4,

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import cast
 
 import grpc
+from google.rpc import error_details_pb2, status_pb2
 
 
 class ClientError(Exception):
@@ -33,7 +34,16 @@ class Unavailable(ClientError):
 
 
 class Overloaded(ClientError):
-    """The gateway is there and takes no more now, or a quota is used up. Repeat later."""
+    """The gateway is there and takes no more now. Repeat later."""
+
+
+class QuotaExceeded(Overloaded):
+    """The tenant has used up what it may have."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        #: Until there is room again; None: once something of the tenant's ends.
+        self.retry_after_s = retry_after_s
 
 
 class ServerError(ClientError):
@@ -80,7 +90,12 @@ def client_error(error: grpc.RpcError, address: str) -> ClientError:
     """The error to raise for a failed call to the gateway at `address`."""
     code = status_code(error)
     details = error.details() or ""
-    if code is grpc.StatusCode.UNAVAILABLE and not said_by_gateway(error):
+    if code is grpc.StatusCode.UNAVAILABLE and "andshake failed" in details:
+        details = (
+            f"TLS with the gateway at {address} failed: {_tls_fault(details)}; see RAMIFY_TLS_CA, and for mTLS RAMIFY_TLS_CERT "
+            "and RAMIFY_TLS_KEY"
+        )
+    elif code is grpc.StatusCode.UNAVAILABLE and not said_by_gateway(error):
         # The transport's own words ("failed to connect to all addresses; last error: ...") help nobody.
         details = (
             f"no gateway answers at {address}; start one with `ramify up`, or say where it is with --address or RAMIFY_ADDRESS"
@@ -89,6 +104,12 @@ def client_error(error: grpc.RpcError, address: str) -> ClientError:
         details = f"the gateway at {address} is too slow to answer; try again, or look at its health"
     elif code is grpc.StatusCode.UNIMPLEMENTED and not details:
         details = "no such call"
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and (told := _status(error)) is not None:
+        kinds = {detail.TypeName(): detail for detail in told.details}
+        if error_details_pb2.QuotaFailure.DESCRIPTOR.full_name in kinds:
+            retry, found = error_details_pb2.RetryInfo(), kinds.get(error_details_pb2.RetryInfo.DESCRIPTOR.full_name)
+            known = found is not None and found.Unpack(retry)
+            return QuotaExceeded(details, retry.retry_delay.ToTimedelta().total_seconds() if known else None)
     kind = ERROR_OF_STATUS[code]
     if kind is ServerError:
         details = f"the gateway at {address} failed: {details or code.name}"
@@ -97,9 +118,24 @@ def client_error(error: grpc.RpcError, address: str) -> ClientError:
 
 def said_by_gateway(error: grpc.RpcError) -> bool:
     """Whether a call failed for what the gateway has answered; else the transport has failed."""
+    return _status(error) is not None
+
+
+def _status(error: grpc.RpcError) -> status_pb2.Status | None:
+    """All that the gateway has said of a failure."""
     # Pairs, whatever the type stubs hold them for.
     trailers = cast("tuple[tuple[str, str | bytes], ...]", tuple(error.trailing_metadata() or ()))
-    return any(key == _STATUS_DETAILS_KEY for key, _ in trailers)
+    bodies = [value for key, value in trailers if key == _STATUS_DETAILS_KEY]
+    return status_pb2.Status.FromString(bodies[0]) if bodies and isinstance(bodies[0], bytes) else None
+
+
+def _tls_fault(details: str) -> str:
+    """What is wrong, in the transport's words or, where they are known, in better ones."""
+    if "CERTIFICATE_VERIFY_FAILED" in details:
+        return "its certificate is not of an authority that is trusted here"
+    if "WRONG_VERSION_NUMBER" in details:
+        return "it speaks without"
+    return details.partition("andshake failed: ")[2] or details
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ class SpecFields(TypedDict, total=False):
     verifier: str
     verifiers: Mapping[str, float] | Sequence[str | Mapping[str, object]]
     checker: str
+    priority: int
     policy: str
     n: int
     keep: int
@@ -96,7 +97,11 @@ _PROMPT_FIELDS = {
 _VERIFIER_FIELDS = dict(job_pb2.Verifier.DESCRIPTOR.fields_by_name)
 _ROUTING_FIELDS = dict(job_pb2.Routing.DESCRIPTOR.fields_by_name)
 
-_UINT_MAX = {FieldDescriptor.CPPTYPE_UINT32: 2**32 - 1, FieldDescriptor.CPPTYPE_UINT64: 2**64 - 1}
+_WHOLE = {
+    FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
+    FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
+    FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
+}
 
 
 def job_spec(**fields: object) -> job_pb2.JobSpec:
@@ -158,8 +163,8 @@ def _set(message: Message, field: FieldDescriptor, value: object) -> None:
         getattr(message, field.name).CopyFrom(_step(value))
     elif field.enum_type is not None:
         setattr(message, field.name, _enum(field, value))
-    elif field.cpp_type in _UINT_MAX:
-        setattr(message, field.name, _whole_number(field.name, value, _UINT_MAX[field.cpp_type]))
+    elif field.cpp_type in _WHOLE:
+        setattr(message, field.name, _whole_number(field.name, value, *_WHOLE[field.cpp_type]))
     elif field.cpp_type in (FieldDescriptor.CPPTYPE_FLOAT, FieldDescriptor.CPPTYPE_DOUBLE):
         setattr(message, field.name, _number(field.name, value))
     elif isinstance(value, str):
@@ -184,7 +189,7 @@ def _step(value: object) -> job_pb2.StepBoundary:
     if isinstance(value, str) and value and not value.strip().lstrip("+-").isdecimal():
         return job_pb2.StepBoundary(delimiter=value)
     if isinstance(value, (str, int)) and value:
-        tokens = _whole_number("step", value, _UINT_MAX[FieldDescriptor.CPPTYPE_UINT32])
+        tokens = _whole_number("step", value, *_WHOLE[FieldDescriptor.CPPTYPE_UINT32])
         return job_pb2.StepBoundary(tokens=tokens)
     raise _unexpected("step", "answer, a number of tokens, or the delimiter that ends a step", value)
 
@@ -226,15 +231,15 @@ def _enum(field: FieldDescriptor, value: object) -> int:
     return numbers[value]
 
 
-def _whole_number(name: str, value: object, largest: int) -> int:
-    expected = f"a whole number from 0 to {largest:,}"
+def _whole_number(name: str, value: object, least: int, largest: int) -> int:
+    expected = f"a whole number from {least:,} to {largest:,}"
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise _unexpected(name, expected, value)
     try:
         number = int(value)
     except ValueError:
         raise _unexpected(name, expected, value) from None
-    if not 0 <= number <= largest:
+    if not least <= number <= largest:
         raise _unexpected(name, expected, value)
     return number
 

@@ -16,9 +16,12 @@ from ramify.client.connection import (
     WATCH_TIMEOUT_S,
     Lifeline,
 )
+from ramify.client.credentials import channel_credentials, key_metadata
 from ramify.client.errors import ClientError, status_code, translated
+from ramify.client.settings import from_environment
 from ramify.client.spec import SpecFields, job_spec
 from ramify.client.upload import ProblemLike, Upload
+from ramify.tls import ClientTls
 from ramify.v1 import job_pb2, job_service_pb2, job_service_pb2_grpc
 
 _Request = TypeVar("_Request")
@@ -32,21 +35,46 @@ class Client:
     """
 
     def __init__(
-        self, address: str, *, timeout_s: float = CALL_TIMEOUT_S, reconnect_timeout_s: float = RECONNECT_TIMEOUT_S
+        self,
+        address: str,
+        *,
+        api_key: str | None = None,
+        tls: ClientTls | None = None,
+        timeout_s: float = CALL_TIMEOUT_S,
+        reconnect_timeout_s: float = RECONNECT_TIMEOUT_S,
     ) -> None:
         """Connects at the first call.
 
         Args:
             address: where the gateway is.
+            api_key: to be shown with every call; to another host over TLS alone.
+            tls: whom to trust and what to show; None: no TLS.
             timeout_s: bound of a call that isn't a stream.
             reconnect_timeout_s: how long a stream that broke waits for the gateway.
+
+        Raises:
+            InvalidRequest: the key or a file of `tls` can't be used.
         """
         self.address = address
         self._timeout_s = timeout_s
         self._reconnect_timeout_s = reconnect_timeout_s
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._metadata = key_metadata(address, api_key, tls)
+        credentials = channel_credentials(tls)
+        if credentials is None:
+            self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
         self._stub = job_service_pb2_grpc.JobServiceStub(self._channel)
         self._starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ramify-client")
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """A client as RAMIFY_ADDRESS, RAMIFY_API_KEY or RAMIFY_API_KEY_FILE, and RAMIFY_TLS_CA and its like say.
+
+        Raises:
+            InvalidRequest: they can't be used.
+        """
+        return cls(**from_environment())
 
     def __enter__(self) -> Self:
         return self
@@ -88,7 +116,7 @@ class Client:
         lifeline = Lifeline(self.address, self._reconnect_timeout_s)
         while not upload.done:
             requests = queue.SimpleQueue[job_service_pb2.CreateJobRequest | None]()
-            call = self._started(self._stub.CreateJob, iter(requests.get, None))
+            call = self._started(functools.partial(self._stub.CreateJob, metadata=self._metadata), iter(requests.get, None))
             try:
                 while not upload.done:
                     while (request := upload.next_request()) is not None:
@@ -112,14 +140,14 @@ class Client:
         """One job. Raises `NotFound`."""
         with translated(self.address):
             request = job_service_pb2.GetJobRequest(job_id=job_id)
-            return self._stub.GetJob(request, timeout=self._timeout_s).job
+            return self._stub.GetJob(request, timeout=self._timeout_s, metadata=self._metadata).job
 
     def jobs(self, state: job_pb2.JobState.ValueType | None = None) -> Iterator[job_pb2.Job]:
         """Jobs, the newest first; those in one state if you say so."""
         request = job_service_pb2.ListJobsRequest(page_size=PAGE_SIZE, state=state or job_pb2.JOB_STATE_UNSPECIFIED)
         while True:
             with translated(self.address):
-                page = self._stub.ListJobs(request, timeout=self._timeout_s)
+                page = self._stub.ListJobs(request, timeout=self._timeout_s, metadata=self._metadata)
             yield from page.jobs
             if not page.next_page_token:
                 return
@@ -129,7 +157,7 @@ class Client:
         """Ends a job early and returns it; one that has ended stays as it is. Raises `NotFound`."""
         with translated(self.address):
             request = job_service_pb2.CancelJobRequest(job_id=job_id)
-            return self._stub.CancelJob(request, timeout=self._timeout_s).job
+            return self._stub.CancelJob(request, timeout=self._timeout_s, metadata=self._metadata).job
 
     def watch(self, job_id: str, cursor: int = 0) -> Iterator[job_pb2.JobEvent]:
         """The job's history after `cursor`, then live; ends with the job. A watch that breaks goes on by itself.
@@ -140,7 +168,7 @@ class Client:
         """
         lifeline = Lifeline(self.address, self._reconnect_timeout_s)
         while True:
-            start = functools.partial(self._stub.WatchJob, timeout=WATCH_TIMEOUT_S)
+            start = functools.partial(self._stub.WatchJob, timeout=WATCH_TIMEOUT_S, metadata=self._metadata)
             call = self._started(start, job_service_pb2.WatchJobRequest(job_id=job_id, cursor=cursor))
             try:
                 for response in call:
@@ -161,7 +189,7 @@ class Client:
         request = job_service_pb2.ListResultsRequest(job_id=job_id, page_size=PAGE_SIZE)
         while True:
             with translated(self.address):
-                page = self._stub.ListResults(request, timeout=self._timeout_s)
+                page = self._stub.ListResults(request, timeout=self._timeout_s, metadata=self._metadata)
             yield from page.results
             if not page.next_page_token:
                 return
@@ -171,7 +199,13 @@ class Client:
         """All that was sampled for one problem so far. Raises `NotFound`."""
         with translated(self.address):
             request = job_service_pb2.GetTreeRequest(job_id=job_id, problem_index=problem_index)
-            return self._stub.GetTree(request, timeout=self._timeout_s).tree
+            return self._stub.GetTree(request, timeout=self._timeout_s, metadata=self._metadata).tree
+
+    def models(self) -> list[job_service_pb2.JobModel]:
+        """The models that a job may name."""
+        with translated(self.address):
+            request = job_service_pb2.ListModelsRequest()
+            return [*self._stub.ListModels(request, timeout=self._timeout_s, metadata=self._metadata).models]
 
     def _started(self, start: Callable[[_Request], _Call], request: _Request) -> _Call:
         # Not in the main thread: Ctrl-C while gRPC starts a stream would leave one that nobody reads, and to close the
