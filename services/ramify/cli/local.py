@@ -20,7 +20,7 @@ from ramify.client.spec import SpecFields
 from ramify.local.errors import AlreadyRunning, LocalError, Misconfigured
 from ramify.local.models import tiny24
 from ramify.local.system import LISTEN, LocalConfig, LocalSystem
-from ramify.tls import ClientTls, TlsError
+from ramify.tls import ClientTls, ServerTls, TlsError, server_tls
 from ramify.v1 import job_pb2
 
 LOOK_S = 0.5
@@ -33,6 +33,14 @@ HomeOption = Annotated[Path, typer.Option(envvar="RAMIFY_HOME", help="Folder for
 def up(
     home: HomeOption = HOME,
     listen: Annotated[str, typer.Option(help="HOST:PORT of the gateway; port 0 takes a free one.")] = LISTEN,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Have the gateway speak TLS: its certificate, PEM; see docs/security.md.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="The certificate's key.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Let in only clients of these authorities (mTLS).")
+    ] = None,
+    keys: Annotated[bool, typer.Option("--keys", help="Let in only callers with an API key; see `ramify keys`.")] = False,
     engine: Annotated[
         list[str] | None,
         typer.Option(
@@ -98,6 +106,8 @@ def up(
         dashboard=dashboard,
         lease_s=lease_s,
         retain_days=retain_days,
+        tls=gateway_tls(tls_cert, tls_key, tls_client_ca),
+        keys=keys,
     )
     with running(config, console, stopped=0) as system:
         console.print(Text("ramify is up", "bold"))
@@ -113,6 +123,17 @@ def up(
         while not system.failure:
             quiet.wait(LOOK_S)
         raise CliError(system.failure)
+
+
+def gateway_tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> ServerTls | None:
+    """What the gateway is to show; None: it speaks without TLS."""
+    try:
+        tls = server_tls(certificate, key, client_ca)
+        if tls is not None:
+            tls.credentials()  # what can't be read is told before anything starts
+    except TlsError as error:
+        raise UsageError(f"--tls-cert, --tls-key and --tls-client-ca: {error}") from error
+    return tls
 
 
 def verifier_tls(verifier: str, ca: Path | None, certificate: Path | None, key: Path | None) -> ClientTls | None:

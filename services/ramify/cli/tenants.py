@@ -69,7 +69,13 @@ def list_tenants(
 
 
 @app.command("remove")
-def remove(name: NameArgument, store: StoreOption = None, store_file: StoreFileOption = None, home: HomeOption = HOME) -> None:
+def remove(
+    name: NameArgument,
+    store: StoreOption = None,
+    store_file: StoreFileOption = None,
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
     """Have a tenant be as any other, with weight 1 and no bounds. Its jobs and keys stay."""
     by = operator()
     if not at_store(store, store_file, home, lambda database: Tenants(database).remove(name, by)):

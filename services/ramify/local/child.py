@@ -1,10 +1,13 @@
 """A service process that belongs to a local system."""
 
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from ramify.local.errors import StartFailed
 
@@ -21,8 +24,17 @@ class Child:
     the parent holds.
     """
 
-    def __init__(self, module: str, arguments: list[str], listen: str, folder: Path, ready_s: float = READY_S) -> None:
-        self._ready_s = ready_s
+    def __init__(
+        self,
+        module: str,
+        arguments: list[str],
+        listen: str,
+        folder: Path,
+        ready_s: float = READY_S,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """`environment`: beside the parent's; for what no command line is to show to the machine's other users."""
+        self._ready_s, self._environment = ready_s, environment
         self._module, self._arguments, self._folder = module, arguments, folder
         self.address = listen
         self.log = folder / f"{module.rpartition('.')[2]}.log"
@@ -42,7 +54,14 @@ class Child:
         command += ["--ready-file", str(ready), "--exit-with-stdin"]
         with self.log.open("ab") as log:
             # A session of its own: Ctrl-C in the terminal is for the parent, which then stops its children in order.
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, **self._environment},
+            )
 
     def wait_ready(self) -> None:
         """Wait until it serves; from then on it keeps its address. Raises `StartFailed` with the last of its log."""

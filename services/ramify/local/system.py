@@ -21,7 +21,8 @@ from filelock import FileLock, Timeout
 from ramify.local.child import Child
 from ramify.local.errors import AlreadyRunning, LocalError, Misconfigured, StartFailed
 from ramify.local.models import tiny24
-from ramify.tls import ClientTls
+from ramify.store.location import VARIABLE
+from ramify.tls import ClientTls, ServerTls
 from ramify.watched import Watched
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ class LocalConfig:
     lease_s: float = 15.0  # a shard that was not heard of for so long loses its slots to others
     retain_days: float | None = None  # jobs that ended longer ago are deleted; None: none is
     trees_max: int = 4096  # open at once in a shard
+    tls: ServerTls | None = None  # of the gateway; None: no TLS
+    keys: bool = False  # the gateway lets in only callers with an API key
     work: Callable[[Any], Any] | None = None  # see `SystemConfig.work`; None: as it is there
 
 
@@ -105,7 +108,7 @@ class LocalSystem:
         if not config.ray:  # else what they name is on other machines
             check_engines(specs)
         store_url = config.store_url or f"sqlite+aiosqlite:///{home.absolute() / 'state.db'}"
-        gateway = Child("ramify.gateway", ["--store", store_url], config.listen, home)
+        gateway = Child("ramify.gateway", self._gateway_flags(), config.listen, home, environment={VARIABLE: store_url})
         self._children = [gateway]
         verifier = None if config.verifier else self._verifier(specs)
         self._children += [verifier] if verifier else []
@@ -119,6 +122,12 @@ class LocalSystem:
             self._say(f"verifier on {verifier.address}, log {verifier.log}")
         self._start_actors(store_url, verifier.address if verifier else config.verifier)
         self._watcher.start()
+
+    def _gateway_flags(self) -> list[str]:
+        tls = self.config.tls
+        files = {"--tls-cert": tls.certificate, "--tls-key": tls.key, "--tls-client-ca": tls.client_ca} if tls else {}
+        given = [part for flag, file in files.items() if file is not None for part in (flag, str(file.absolute()))]
+        return [*given, *(["--keys"] if self.config.keys else [])]
 
     def _verifier(self, specs: Sequence[str]) -> Child:
         """A verifier with the models that fit engines of these specs."""

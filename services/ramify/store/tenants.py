@@ -63,7 +63,7 @@ class Tenants:
         async with self.database.write() as connection:
             values, now = asdict(tenant), await self._clock(connection)
             await connection.execute(insert_changed(connection, tenants, {**values, "created_ms": now}, changed=values))
-            said = ", ".join(f"{field} {value:g}" for field, value in values.items() if field != "name" and value is not None)
+            said = ", ".join(f"{field} {value:,}" for field, value in values.items() if field != "name" and value is not None)
             await record(connection, now, by, "tenants.set", tenant.name, detail=said)
 
     @to_its_end
