@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ramify.scheduler.actors.homes import Homes, Place
-from ramify.scheduler.actors.lanes import Call, EngineHandle, Lane, LaneStatus, Rows, Stuck, names, told
+from ramify.scheduler.actors.lanes import Call, EngineHandle, Lane, LaneStatus, Queued, Rows, Stuck, names, told
 from ramify.scheduler.actors.quarantine import Quarantine
 from ramify.scheduler.actors.queues import Queue, SharedQueue, Weight
 from ramify.scheduler.commands import Generate, Withdraw
@@ -61,7 +61,7 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()  # calls, and what looks after engines
         self._homeless = Queue()  # while no engine with the model is alive
         self._homeless_since: dict[str, float] = {}  # by job
-        self._seen: dict[int, float] = {}  # see `queue_age_s`
+        self._seen: dict[int, float] = {}  # when what waits was seen first by `queued`
         self._evened_s = -EVEN_S  # when what waits was placed anew
         self._changed = False  # an engine has come or gone since the homeless were looked at
         self._speculating = 0  # speculative steps that are under way, on all engines
@@ -117,13 +117,18 @@ class Dispatcher:
         """How each engine stands."""
         return tuple(lane.status for lane in self._lanes)
 
-    def queue_age_s(self) -> float:
-        """How long the oldest step that waits to be sent has waited, as far as it was there when this was asked before."""
+    def queued(self) -> dict[str, Queued]:
+        """What waits to be sent, by tenant."""
         now_s = self._now_s()
         queues = [self._homeless, *(queue for lane in self._lanes for queue in (lane.waiting, lane.suspects))]
-        there = {int(command.node_id[-1]) for queue in queues for command in queue}  # of one that is sent in parts, the last part
-        self._seen = {name: self._seen.get(name, now_s) for name in there}
-        return now_s - min(self._seen.values(), default=now_s)
+        seen, found = dict[int, float](), dict[str, Queued]()
+        for command in (command for queue in queues for command in queue):
+            name = int(command.node_id[-1])  # of a command that is sent in parts, the last part keeps it
+            seen[name] = self._seen.get(name, now_s)
+            known = found.get(command.plan.tenant, Queued(0, 0.0))
+            found[command.plan.tenant] = Queued(known.steps + len(command.hint), max(known.age_s, now_s - seen[name]))
+        self._seen = seen
+        return found
 
     @property
     def moved_tokens(self) -> int:

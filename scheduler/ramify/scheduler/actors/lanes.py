@@ -57,6 +57,13 @@ class Stuck(NamedTuple):
     since_s: float  # on the monotonic clock
 
 
+class Queued(NamedTuple):
+    """What of a tenant waits to be sent."""
+
+    steps: int
+    age_s: float  # how long the oldest has waited, as far as it was there when this was asked before
+
+
 @dataclass(frozen=True, slots=True)
 class LaneStatus:
     """How an engine stands, as one shard sees it."""

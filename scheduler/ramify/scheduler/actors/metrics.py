@@ -4,15 +4,15 @@ It is told every `TELL_S`, from what they know anyway: a million steps cost as m
 """
 
 from collections import Counter as Tally
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from ramify.scheduler.actors.lanes import QUEUE_FACTOR
+from ramify.scheduler.actors.lanes import QUEUE_FACTOR, Queued
 from ramify.scheduler.actors.meters import Counted, Meters, Timed
 from ramify.scheduler.engines.base import EngineStats, ModelInfo
-from ramify.store.tenants import Standing
 
 if TYPE_CHECKING:
     from ramify.scheduler.actors.config import EngineConfig
@@ -75,8 +75,11 @@ class ShardMetrics:
         self._commit_lag = gauge("commit_lag_seconds", "How long the commit that is being written has taken")
         self._silent = gauge("store_silent_seconds", "Since the store was last heard of")
         self._full = gauge("store_full", "1: a commit waits for room on the store's disk")
-        self._today = gauge("tenant_tokens_today", "What a tenant has spent since 00:00 UTC", "tenant")
-        self._per_day = gauge("tenant_tokens_per_day_max", "What it may spend in a day", "tenant")
+        self._tenant_trees = gauge("tenant_trees", "Live trees of a tenant", "tenant")
+        self._tenant_queued = gauge("tenant_queued_steps", "Its steps that wait to be sent to an engine", "tenant")
+        self._tenant_age = gauge("tenant_queue_age_seconds", "How long the oldest of them has waited", "tenant")
+        self._tenant_today = gauge("tenant_tokens_today", "What it has spent since 00:00 UTC", "tenant")
+        self._tenant_per_day = gauge("tenant_tokens_per_day_max", "What it may spend in a day", "tenant")
         self._told_moved, self._named = 0, set[str]()
         for name in EVER:
             self._counters[name].inc(NIL, self._shard)
@@ -99,7 +102,7 @@ class ShardMetrics:
         self._set(self._settling, status.settling)
         self._set(self._trees, status.trees)
         self._set(self._chains, status.chains)
-        self._set(self._queue_age, status.queue_age_s)
+        self._set(self._queue_age, max((queued.age_s for queued in status.queued.values()), default=0.0))
         self._set(self._unscored, status.unscored_chains)
         self._set(self._away, status.models_away)
         self._set(self._uncommitted, status.uncommitted_steps)
@@ -107,7 +110,7 @@ class ShardMetrics:
         self._set(self._silent, status.store_silent_s)
         self._set(self._full, status.store_full)
         self._tell_engines(status, regions)
-        self._tell_tenants(status.tenants)
+        self._tell_tenants(status)
         waiting = Tally[str]()
         for wait in status.waits:
             waiting[wait.what] += wait.count
@@ -137,15 +140,20 @@ class ShardMetrics:
             self._named.add(tenant)
         return tenant if tenant in self._named else OTHERS
 
-    def _tell_tenants(self, tenants: Mapping[str, Standing]) -> None:
-        today, per_day = Tally[str](), Tally[str]()
-        for name, standing in sorted(tenants.items(), key=lambda item: -item[1].tokens_today):
-            today[self._name(name)] += standing.tokens_today
-            if standing.tenant.tokens_per_day_max is not None and name in self._named:
-                per_day[name] = standing.tenant.tokens_per_day_max
-        for gauge, found in ((self._today, today), (self._per_day, per_day)):
-            for name, tokens in found.items():
-                self._set(gauge, tokens, tenant=name)
+    def _tell_tenants(self, status: "ShellStatus") -> None:
+        told: defaultdict[Gauge, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        for tenant, standing in sorted(status.tenants.items(), key=lambda item: -item[1].tokens_today):
+            told[self._tenant_today][self._name(tenant)] += standing.tokens_today
+            if standing.tenant.tokens_per_day_max is not None and tenant in self._named:
+                told[self._tenant_per_day][tenant] = standing.tenant.tokens_per_day_max
+        for tenant, trees in status.tenant_trees.items():
+            queued, name = status.queued.get(tenant, Queued(0, 0.0)), self._name(tenant)
+            told[self._tenant_trees][name] += trees
+            told[self._tenant_queued][name] += queued.steps
+            told[self._tenant_age][name] = max(told[self._tenant_age][name], queued.age_s)
+        for gauge, found in told.items():
+            for name, amount in found.items():
+                self._set(gauge, amount, tenant=name)
 
     def _tell_engines(self, status: "ShellStatus", regions: Mapping[str, str]) -> None:
         queued, sent, free, states = Tally[str](), Tally[str](), Tally[str](), Tally[tuple[str, str]]()

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
@@ -108,15 +109,17 @@ class Shell:
             now_s=now_s,
             sleep=sleep,
         )
-        self._dispatcher = Dispatcher(
-            engines, self.post, terms or Terms(), tries_max=limits.shard.tries_max, now_s=now_s, sleep=sleep
-        )
         self._standings = Standings(work, now_s)
+        weight, tries_max = self._standings.weight, limits.shard.tries_max
+        self._dispatcher = Dispatcher(
+            engines, self.post, terms or Terms(), tries_max=tries_max, weight=weight, now_s=now_s, sleep=sleep
+        )
         scorer = PinnedVerifier(verifier, now_s)
         self._admission = Admission(
             work, lambda: self.keeper.settled_claim, self._dispatcher, scorer, self.post, self._standings, now_s
         )
-        self._scoring = Scoring(scorer, self._admission.references, self.post, meters=self.meters, now_s=now_s)
+        references = self._admission.references
+        self._scoring = Scoring(scorer, references, self.post, weight=weight, meters=self.meters, now_s=now_s)
         self._comparing = Comparing(self.post)
         self._recovery = Recovery(
             work,
@@ -172,7 +175,8 @@ class Shell:
             commits=self.commits,
             waits=tuple(self._waits()),
             lanes=self._dispatcher.lanes,
-            queue_age_s=self._dispatcher.queue_age_s(),
+            queued=self._dispatcher.queued(),
+            tenant_trees=self._tenant_trees(),
             moved_tokens=self._dispatcher.moved_tokens,
             unscored_chains=self._scoring.chains,
             models_away=self._scoring.models_away,
@@ -348,6 +352,12 @@ class Shell:
         loads = np.bincount(slot_of(trees.tree_id[grows]), trees.outstanding[grows], SLOTS).astype(np.int64)
         loads[loads < LOAD_MIN] = 0
         return {slot: int(loads[slot]) for slot in self.keeper.slots}
+
+    def _tenant_trees(self) -> Counter[str]:
+        trees = Counter[str]()
+        for plan, count in self._live_trees():
+            trees[plan.tenant] += count
+        return trees
 
     def _live_trees(self) -> list[tuple[JobPlan, int]]:
         """Open trees of each job."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ramify.scheduler.actors.lanes import LaneStatus
+from ramify.scheduler.actors.lanes import LaneStatus, Queued
 from ramify.store.leases import Wait
 from ramify.store.tenants import Standing
 
@@ -23,8 +23,9 @@ class ShellStatus:
     commits: int
     waits: tuple[Wait, ...]
     lanes: tuple[LaneStatus, ...]  # engines
-    queue_age_s: float  # see `Dispatcher`
-    moved_tokens: int  # likewise
+    queued: Mapping[str, Queued]  # steps that wait to be sent, by tenant; of one that is left out: none
+    tenant_trees: Mapping[str, int]  # live ones
+    moved_tokens: int  # see `Dispatcher`
     unscored_chains: int  # that wait for the verifier, or are there
     models_away: int  # of the verifier, or overloaded
     commit_lag_s: float  # how long the commit that is being written has taken
