@@ -5,8 +5,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from ramify.gateway.errors import Stopping
-from ramify.store.errors import StoreError
-from ramify.store.jobs import History, Jobs
+from ramify.store.jobs import Jobs
+from ramify.store.looks import History, Place
+from ramify.store.rows import JOBS_A_STATEMENT
 from ramify.store.wakeup import Channel, Listener, Wakeups
 
 Waiting = set[asyncio.Future[History]]
@@ -74,21 +75,16 @@ class Pulse:
             self._fail(error)
 
     async def _answer_all(self) -> None:
-        places = [(job_id, cursor) for job_id, of_job in self._waiting.items() for cursor in of_job]
-        cursors = await self._jobs.cursors({job_id for job_id, _ in places})
-        for job_id, cursor in places:
-            if cursors.get(job_id) != cursor:  # it went on, or is gone
-                await self._answer(job_id, cursor)
-
-    async def _answer(self, job_id: str, cursor: int) -> None:
-        try:
-            history = await self._jobs.history(job_id, cursor)
-        except StoreError as error:
-            for found in _open(self._at(job_id, cursor)):
-                found.set_exception(error)
-        else:
-            for found in _open(self._at(job_id, cursor)):
-                found.set_result(history)
+        """Tell those of whom something has happened, or whose job is gone; an error of the store, all."""
+        places = [Place(job_id, cursor) for job_id, of_job in self._waiting.items() for cursor in of_job]
+        for start in range(0, len(places), JOBS_A_STATEMENT):
+            some = places[start : start + JOBS_A_STATEMENT]
+            for place, history in zip(some, await self._jobs.histories(some), strict=True):
+                for found in _open(self._at(place.job_id, place.cursor)):
+                    if isinstance(history, Exception):
+                        found.set_exception(history)
+                    elif history.cursor != place.cursor:
+                        found.set_result(history)
 
     def _at(self, job_id: str, cursor: int) -> Iterable[asyncio.Future[History]]:
         return self._waiting[job_id][cursor] if cursor in self._waiting.get(job_id, ()) else ()

@@ -1,7 +1,7 @@
 """Jobs as their submitters see them: states, histories, results, trees; and the models that they can use."""
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,19 +11,20 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ramify.scheduler.commands import NodeRows
 from ramify.scheduler.forest.ids import tree_ids
+from ramify.store import looks
 from ramify.store.audit import Actor, record
 from ramify.store.clock import Clock, db_now_ms
 from ramify.store.database import Database, Lock, take, to_its_end
 from ramify.store.errors import ProblemNotFound
-from ramify.store.leases import read_waits, shard_of
-from ramify.store.rows import FINAL, JobRow, change_and_record, job_message, job_row, problem_message, timestamp
-from ramify.store.schema import events, jobs, leftovers, models, problems, results, shards, voids
+from ramify.store.looks import History, Place, waits
+from ramify.store.rows import FINAL, JobRow, change_and_record, job_message, job_row, problem_message
+from ramify.store.schema import jobs, leftovers, models, problems, results, voids
 from ramify.store.segments import NO_STEPS
+from ramify.store.together import CALLS_A_READ, together
 from ramify.store.trees import read_archive, read_segments, read_voids
 from ramify.store.wakeup import Channel, notify
 from ramify.v1 import job_pb2
 
-EVENTS_A_READ = 1000
 RESULT_BYTES_A_PAGE = 2 << 20  # a page that has reached this ends: a gRPC client takes 4 MiB, unless told otherwise
 
 
@@ -36,15 +37,6 @@ class ModelRow:
     revision: str
     delimiter: str  # a generator's own step boundary
     problem_format: str  # rule that its problems must satisfy; empty: any text
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """A part of a job's history, and where the job stood when it was read."""
-
-    events: list[job_pb2.JobEvent]
-    cursor: int  # of the job's last event
-    state: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +66,9 @@ class Jobs:
         self._by = by
         self._scope = None if by is None else by.scope
 
-    @to_its_end
     async def get(self, job_id: str) -> job_pb2.Job:
         """One job. Raises `JobNotFound`."""
-        async with self.database.read() as connection:
-            row = await job_row(connection, job_id, self._scope)
-            return job_message(row, (await _waits(connection, await self._clock(connection))).get(job_id, ()))
+        return await looks.job(self.database, Place(job_id, scope=self._scope), self._clock)
 
     @to_its_end
     async def page(self, size: int, before: int | None, state: int) -> tuple[list[job_pb2.Job], int | None]:
@@ -99,8 +88,8 @@ class Jobs:
             query = query.where(jobs.c.tenant == self._scope)
         async with self.database.read() as connection:
             rows = (await connection.execute(query)).all()
-            waits = await _waits(connection, await self._clock(connection))
-        found = [job_message(row, waits.get(row.job_id, ())) for row in rows[:size]]
+            told = await waits(connection, await self._clock(connection))
+        found = [job_message(row, told.get(row.job_id, ())) for row in rows[:size]]
         return found, rows[size - 1].number if len(rows) > size else None
 
     @to_its_end
@@ -117,23 +106,18 @@ class Jobs:
                     await record(connection, now, self._by, "CancelJob", job_id, detail=f"of tenant {row.tenant}")
             return job_message(row)
 
-    @to_its_end
-    async def history(self, job_id: str, cursor: int, limit: int = EVENTS_A_READ) -> History:
-        """Up to `limit` events after `cursor`, in order. Raises `JobNotFound`."""
-        async with self.database.read() as connection:
-            job = await job_row(connection, job_id, self._scope)
-            if cursor >= job.cursor:
-                return History([], job.cursor, job.state)
-            query = select(events.c.body).where(events.c.job == job.number, events.c.cursor > cursor)
-            rows = (await connection.execute(query.order_by(events.c.cursor).limit(limit))).all()
-        return History([job_pb2.JobEvent.FromString(row.body) for row in rows], job.cursor, job.state)
+    async def history(self, job_id: str, cursor: int) -> History:
+        """What has happened after `cursor`, in order; at most `looks.EVENTS_A_READ` events, and one at least if there is any.
+
+        Raises:
+            JobNotFound: there is none, or it is another tenant's.
+        """
+        return await looks.history(self.database, Place(job_id, cursor, self._scope))
 
     @to_its_end
-    async def cursors(self, job_ids: Collection[str]) -> dict[str, int]:
-        """The cursor of the last event of each of some jobs (a thousand at most); those that don't exist are left out."""
-        async with self.database.read() as connection:
-            rows = (await connection.execute(select(jobs.c.job_id, jobs.c.cursor).where(jobs.c.job_id.in_(job_ids)))).all()
-        return {row.job_id: row.cursor for row in rows}
+    async def histories(self, places: Sequence[Place]) -> list[History | Exception]:
+        """The same for many places, `JOBS_A_STATEMENT` at most; an error of one of them is its answer."""
+        return await looks.histories(self.database, places)
 
     @to_its_end
     async def results(self, job_id: str, size: int, after: int) -> tuple[list[job_pb2.Result], int | None]:
@@ -183,12 +167,16 @@ class Jobs:
             if rows:
                 await connection.execute(insert(models), [asdict(row) for row in rows])
 
-    @to_its_end
     async def models(self) -> list[ModelRow]:
         """The models that the system has."""
-        async with self.database.read() as connection:
-            rows = (await connection.execute(select(models).order_by(models.c.role, models.c.name))).all()
-        return [ModelRow(*row) for row in rows]
+        return [*await _models(self.database, None)]
+
+
+@together(most=CALLS_A_READ)
+async def _models(database: Database, asked: Sequence[None]) -> list[tuple[ModelRow, ...] | Exception]:
+    async with database.read() as connection:
+        rows = (await connection.execute(select(models).order_by(models.c.role, models.c.name))).all()
+    return [tuple(ModelRow(*row) for row in rows)] * len(asked)
 
 
 def _results_of(number: int) -> Any:
@@ -232,21 +220,3 @@ async def _steps(connection: AsyncConnection, job: JobRow, index: int, slot: int
     void = await read_voids(connection, and_(voids.c.job == job.number, voids.c.index == index))
     found = await read_segments(connection, first, last, wanted, void)
     return found.nodes, found.damage.get(tree, "")
-
-
-async def _waits(connection: AsyncConnection, now_ms: int) -> dict[str, list[job_pb2.Wait]]:
-    """What jobs wait for, by job id, as shards that are alive have told last."""
-    alive = select(shards.c.owner, shards.c.waits).where(shards.c.expires_ms > now_ms)
-    found = defaultdict[str, list[job_pb2.Wait]](list)
-    for row in await connection.execute(alive.order_by(shards.c.owner)):
-        for wait in read_waits(row.waits):
-            found[wait.job_id].append(
-                job_pb2.Wait(
-                    what=wait.what,
-                    reason=wait.reason,
-                    count=wait.count,
-                    since_time=timestamp(wait.since_ms),
-                    shard=shard_of(row.owner),
-                )
-            )
-    return found

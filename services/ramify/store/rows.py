@@ -40,8 +40,13 @@ async def job_row(connection: AsyncConnection, job_id: str, tenant: str | None, 
     if "\0" not in job_id:  # of which PostgreSQL would not even look for one
         row = (await connection.execute(locked(query) if lock else query)).one_or_none()
     if row is None:
-        raise JobNotFound(f"there is no job {job_id!r:.100}; `ramify jobs` lists those that there are")
+        raise no_job(job_id)
     return row
+
+
+def no_job(job_id: str) -> JobNotFound:
+    """That there is none, or that it is another tenant's."""
+    return JobNotFound(f"there is no job {job_id!r:.100}; `ramify jobs` lists those that there are")
 
 
 def locked(query: Select[Any]) -> Select[Any]:

@@ -1,14 +1,16 @@
 """Who is to be waited for: shards that hold slots and tell nothing any more, which they can't tell themselves."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import select
 
 from ramify.store.clock import db_now_ms
-from ramify.store.database import Database, to_its_end
+from ramify.store.database import Database
 from ramify.store.leases import Clock, shard_of
 from ramify.store.rows import timestamp
 from ramify.store.schema import shards, slots
+from ramify.store.together import CALLS_A_READ, together
 from ramify.v1 import job_pb2
 
 
@@ -20,21 +22,25 @@ class Standing:
         self.database = database
         self._clock = clock
 
-    @to_its_end
-    async def silent(self) -> list[job_pb2.Wait]:
+    async def silent(self) -> Sequence[job_pb2.Wait]:
         """What every job that runs waits for: shards not heard of for longer than their lease, whose slots nobody has taken over.
 
         Read with its time, each of them is a sentence: `shard:1 has not been heard of for 20 s`.
         """
-        async with self.database.read() as connection:
-            told = (await connection.execute(select(shards).order_by(shards.c.owner))).all()
-            held = (await connection.execute(select(slots.c.owner, slots.c.expires_ms).where(slots.c.owner != ""))).all()
-            now = await self._clock(connection)
-        owners = {row.owner for row in held}
-        found = [_silent(row) for row in told if row.expires_ms <= now and row.owner in owners]
-        if found or any(row.expires_ms > now for row in held):
-            return found
-        return [job_pb2.Wait(what="every slot", reason="is without a shard")]
+        return await _all_silent(self.database, None, self._clock)
+
+
+@together(most=CALLS_A_READ)
+async def _all_silent(database: Database, asked: Sequence[None], clock: Clock) -> list[Sequence[job_pb2.Wait] | Exception]:
+    async with database.read() as connection:
+        told = (await connection.execute(select(shards).order_by(shards.c.owner))).all()
+        held = (await connection.execute(select(slots.c.owner, slots.c.expires_ms).where(slots.c.owner != ""))).all()
+        now = await clock(connection)
+    owners = {row.owner for row in held}
+    found = [_silent(row) for row in told if row.expires_ms <= now and row.owner in owners]
+    if not found and not any(row.expires_ms > now for row in held):
+        found = [job_pb2.Wait(what="every slot", reason="is without a shard")]
+    return [found] * len(asked)
 
 
 def _silent(row: Any) -> job_pb2.Wait:

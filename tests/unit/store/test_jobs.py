@@ -6,10 +6,11 @@ import itertools
 import pytest
 
 from ramify.store import jobs as jobs_module
-from ramify.store import reading
+from ramify.store import looks, reading
 from ramify.store.database import Database
 from ramify.store.errors import JobNotFound, ProblemNotFound
 from ramify.store.jobs import Jobs, ModelRow
+from ramify.store.looks import History, Place
 from ramify.store.schema import SLOTS
 from ramify.store.uploads import Chunk, Uploads
 from ramify.store.work import Work
@@ -83,8 +84,10 @@ async def test_cancel_leaves_a_job_that_is_done(jobs: Jobs) -> None:
     assert await jobs.cancel(job.job_id) == done
 
 
-async def test_a_history_has_no_gap_and_no_duplicate(jobs: Jobs) -> None:
-    """Two shards and a cancel at once; a reader looks on all the while."""
+async def test_a_history_has_no_gap_and_no_duplicate(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two shards and a cancel at once; a reader looks on all the while, and another one now and then."""
+    monkeypatch.setattr(looks, "EVENTS_A_READ", 3)
+    monkeypatch.setattr(looks, "NEAR", 2)
     job = await running_job(jobs.database, 80)
     other = Database(jobs.database.url)
     works = [Work(jobs.database), Work(other)]
@@ -98,7 +101,7 @@ async def test_a_history_has_no_gap_and_no_duplicate(jobs: Jobs) -> None:
     async def read() -> list[job_pb2.JobEvent]:
         seen: list[job_pb2.JobEvent] = []
         while True:
-            history = await jobs.history(job.job_id, len(seen), limit=3)
+            history = await jobs.history(job.job_id, len(seen))
             assert len(history.events) <= 3
             seen += history.events
             assert [event.cursor for event in seen] == list(range(1, len(seen) + 1))
@@ -118,12 +121,34 @@ async def test_a_history_has_no_gap_and_no_duplicate(jobs: Jobs) -> None:
         assert before.progress.steps <= after.progress.steps
 
 
-async def test_cursors(jobs: Jobs) -> None:
-    first, second = [await running_job(jobs.database, request_id=name) for name in ("a", "b")]
-    await jobs.cancel(second.job_id)
-    wanted = {first.job_id: 1, second.job_id: 2}
-    assert await jobs.cursors([first.job_id, second.job_id, "nobody"]) == wanted
-    assert await jobs.cursors([first.job_id, *(f"nobody {index}" for index in range(999))]) == {first.job_id: 1}
+async def test_histories_of_many_places(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looks, "NEAR", 2)
+    monkeypatch.setattr(looks, "EVENTS_A_READ", 6)
+    work = Work(jobs.database)
+    claim = await all_slots(work)
+    first, second, third = [await running_job(jobs.database, request_id=name) for name in ("a", "b", "c")]
+    for sequence in range(8):
+        deltas = [delta(first), delta(second)] if sequence < 6 else [delta(second)]
+        await work.commit(claim, commit(sequence, *deltas), {})
+    await jobs.cancel(third.job_id)
+    wanted = {
+        (first.job_id, 0): [1, 2],  # a third of what is read at once, for it is one of three that catch up
+        (first.job_id, 4): [5, 6],
+        (first.job_id, 5): [6, 7],
+        (first.job_id, 6): [7],
+        (first.job_id, 7): [],
+        (second.job_id, 5): [6, 7],
+        (second.job_id, 8): [9],
+        (third.job_id, 0): [1, 2],
+        (third.job_id, 9): [],
+    }
+    places = [Place(*place) for place in wanted]
+    found = await jobs.histories([*places, Place("nobody"), Place("\0")])
+    histories = [each for each in found if isinstance(each, History)]
+    assert [[event.cursor for event in each.events] for each in histories] == [*wanted.values()]
+    assert [each.cursor for each in histories] == [7] * 5 + [9] * 2 + [2] * 2
+    assert {each.state for each in histories[-2:]} == {job_pb2.JOB_STATE_CANCELLED}
+    assert [type(each) for each in found[-2:]] == [JobNotFound] * 2
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 100])

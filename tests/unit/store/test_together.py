@@ -58,14 +58,16 @@ async def test_errors_of_one_and_of_all() -> None:
     assert isinstance(told[2], JobNotFound)
 
 
-async def test_who_leaves_is_not_asked_for_and_takes_nobody_along() -> None:
+async def test_who_leaves_waits_for_what_it_has_begun_and_takes_nobody_along() -> None:
     transactions = Transactions()
-    calls = await transactions.ask(0, 1, 2)
-    for left in calls[:2]:
+    begun, waits, stays = await transactions.ask(0, 1, 2)
+    for left in (begun, waits):
         left.cancel()
-    await asyncio.gather(*calls[:2], return_exceptions=True)
+    await asyncio.gather(waits, return_exceptions=True)
+    assert not begun.done()
     transactions.go.set()
-    assert await calls[2] == "answer 2"
+    assert await stays == "answer 2"
+    assert begun.cancelled()
     assert transactions.batches == [[0], [2]]
 
 
