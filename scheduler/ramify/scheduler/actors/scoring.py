@@ -6,11 +6,12 @@ have answered is kept until all have.
 """
 
 import asyncio
+import heapq
 import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain as flatten
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from ramify.scheduler.actors.ensembles import Panel, last_only, panels
 from ramify.scheduler.actors.meters import Meters
+from ramify.scheduler.actors.queues import Weight
 from ramify.scheduler.commands import Chains, Check, Score
 from ramify.scheduler.events import AnswersChecked, Event, StepsLost, StepsScored
 from ramify.scheduler.plan import Verdict
@@ -62,6 +64,7 @@ class Ask:
 
     kind: Kind
     job_id: str
+    tenant: str
     chains: Chains
     added_s: float
     panel: Panel | None = None  # where other models judge them too
@@ -107,6 +110,7 @@ class Scoring:
         references: Mapping[str, Mapping[int, str]],
         post: Callable[[Event], None],
         *,
+        weight: Weight = lambda _: 1.0,
         meters: Meters | None = None,
         now_s: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
@@ -117,6 +121,7 @@ class Scoring:
             client: Of the verifier.
             references: The right answers by job and tree id, for checkers.
             post: Takes the outcomes.
+            weight: Of a tenant.
             meters: Hears how calls ended, and how long they took.
             now_s: The monotonic clock.
             chance: A number in [0, 1): schedulers that lost one verifier must not all come back at one moment.
@@ -125,7 +130,7 @@ class Scoring:
         self._references = references
         self._post = post
         self._now_s, self._chance = now_s, chance
-        self._meters = meters or Meters()
+        self._weight, self._meters = weight, meters or Meters()
         self._waiting: dict[Kind, deque[Ask]] = {}
         self._open: dict[asyncio.Task[ColumnsScored], list[Ask]] = {}
         self._absences: dict[str, Absence] = {}  # by model
@@ -168,14 +173,14 @@ class Scoring:
         """Take a command; `pump` sends it."""
         plan, now_s = command.plan, self._now_s()
         if isinstance(command, Check):
-            self._wait(Ask(Kind(plan.checker, checks=True, last_only=True), plan.job_id, command.chains, now_s))
+            self._wait(Ask(Kind(plan.checker, checks=True, last_only=True), plan.job_id, plan.tenant, command.chains, now_s))
         elif several := panels(command):
             for panel in several:
                 for each in panel.verifiers:
                     kind = Kind(each.model, last_only=last_only(each))
-                    self._wait(Ask(kind, plan.job_id, panel.chains, now_s, panel))
+                    self._wait(Ask(kind, plan.job_id, plan.tenant, panel.chains, now_s, panel))
         else:
-            self._wait(Ask(Kind(plan.verifiers[0].model), plan.job_id, command.chains, now_s))
+            self._wait(Ask(Kind(plan.verifiers[0].model), plan.job_id, plan.tenant, command.chains, now_s))
 
     def pump(self) -> None:
         """Send what waits, as far as calls may be open; asks of one model go together."""
@@ -196,19 +201,44 @@ class Scoring:
         self._waiting.setdefault(ask.kind, deque()).append(ask)
 
     def _take(self) -> list[Ask]:
-        """The next asks that may go together in a call, of those that wait longest; none if all wait for their models."""
+        """The next asks that may go together in a call; none if all wait for their models.
+
+        Tenants with fewest chains at a model for their weight go first, and of their asks those that wait longest.
+        """
         kinds = [kind for kind in self._waiting if self._may_ask(kind.model)]
         if not kinds:
             return []
-        queue = self._waiting.pop(min(kinds, key=lambda kind: self._waiting[kind][0].added_s))
-        batch, size, rest = list[Ask](), 0, deque[Ask]()
+        kind = min(kinds, key=lambda kind: min(self._turn(ask) for ask in firsts(self._waiting[kind])))
+        queue, batch, size = self._waiting.pop(kind), dict[Ask, None](), 0
+        for ask in self._in_turn(queue):
+            if not batch or size + len(ask) <= BATCH_MAX:
+                batch[ask] = None
+                size += len(ask)
+        if len(batch) < len(queue):
+            self._waiting[kind] = deque(ask for ask in queue if ask not in batch)
+        return [*batch]
+
+    def _turn(self, ask: Ask) -> tuple[float, float]:
+        """When an ask has its turn: the lower goes first."""
+        calls = (batch for batch in self._open.values() if batch[0].kind.model == ask.kind.model)
+        there = sum(len(each) for batch in calls for each in batch if each.tenant == ask.tenant)
+        return there / self._weight(ask.tenant), ask.added_s
+
+    def _in_turn(self, queue: Iterable[Ask]) -> Iterator[Ask]:
+        """Asks of one kind: each next one of the tenant that has least for its weight."""
+        mine = dict[str, deque[Ask]]()
         for ask in queue:
-            fits = not batch or size + len(ask) <= BATCH_MAX
-            (batch if fits else rest).append(ask)
-            size += len(ask) if fits else 0
-        if rest:
-            self._waiting[rest[0].kind] = rest
-        return batch
+            mine.setdefault(ask.tenant, deque()).append(ask)
+        turns = [(*self._turn(asks[0]), tenant) for tenant, asks in mine.items()]
+        heapq.heapify(turns)
+        while turns:
+            there, _, tenant = turns[0]
+            ask = mine[tenant].popleft()
+            yield ask
+            if not mine[tenant]:
+                heapq.heappop(turns)
+            else:
+                heapq.heapreplace(turns, (there + len(ask) / self._weight(tenant), mine[tenant][0].added_s, tenant))
 
     def _may_ask(self, model: str) -> bool:
         calls, absence = sum(batch[0].kind.model == model for batch in self._open.values()), self._absences.get(model)
@@ -311,6 +341,14 @@ class Scoring:
             found = scores.scores[first:at] if ask.kind.last_only else mine.scores
             if event := ask.panel.hear(ask.kind.model, found, message):
                 self._post(event)
+
+
+def firsts(queue: Iterable[Ask]) -> Iterable[Ask]:
+    """Of each tenant's asks the one that has waited longest."""
+    found = dict[str, Ask]()
+    for ask in queue:
+        found.setdefault(ask.tenant, ask)
+    return found.values()
 
 
 def jobs_of(batch: list[Ask]) -> str:
