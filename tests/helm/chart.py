@@ -74,7 +74,7 @@ class Pods:
 
     @property
     def labels(self) -> Mapping[str, str]:
-        return self.metadata.get("labels", {})
+        return self.metadata["labels"]  # type: ignore[no-any-return]
 
     @property
     def container(self) -> Mapping[str, Any]:

@@ -1,0 +1,106 @@
+"""The pods of a chart as processes of this machine: their commands and files, with ports and folders that are free here."""
+
+import base64
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections import ChainMap
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.helm.chart import ROOT, Object, Pods
+from tests.waiting import until
+
+IN_THE_IMAGE = "/opt/ramify/lib/python3.11/site-packages/ramify/models/tiny24"
+RAMIFY = [sys.executable, "-c", "from ramify.cli.main import main; main()"]
+STOP_S = 60
+
+
+class Place:
+    """What stands for the image, the volumes and the ports of pods.
+
+    Args:
+        folder: an empty one.
+        objects: of the chart; their Secrets and ConfigMaps are read.
+        secrets: of Secrets that the chart leaves to the operator.
+    """
+
+    def __init__(self, folder: Path, objects: tuple[Object, ...], secrets: MutableMapping[str, Mapping[str, str]]) -> None:
+        self._folder, self._ports = folder, dict[tuple[str, str], int]()
+        made: dict[str, Mapping[str, str]] = {}
+        for each in objects:
+            if each["kind"] in ("Secret", "ConfigMap"):
+                data = {} if each["kind"] == "ConfigMap" else {key: decoded(value) for key, value in each.get("data", {}).items()}
+                made[each["metadata"]["name"]] = {**data, **each.get("stringData", {})} or each["data"]
+        self._kept = ChainMap(made, secrets)
+
+    def files(self, pods: Pods) -> Path:
+        """Lay out a pod's projected volumes; the folder that stands for /etc/ramify."""
+        etc = self._folder / pods.owner.replace("/", "-")
+        for volume in pods.spec["volumes"]:
+            for source in volume.get("projected", {}).get("sources", ()):
+                (kind,) = source
+                kept = self._kept[source[kind]["name"]]
+                for item in source[kind].get("items", [{"key": key, "path": key} for key in kept]):
+                    path = etc / item["path"]
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text(self._here(kept[item["key"]], etc, pods))
+        return etc
+
+    def port(self, component: str, port: str) -> int:
+        """The one here that stands for one of a pod."""
+        if (component, port) not in self._ports:
+            with socket.create_server(("127.0.0.1", 0)) as server:
+                self._ports[component, port] = server.getsockname()[1]
+        return self._ports[component, port]
+
+    def _here(self, text: str, etc: Path, pods: Pods) -> str:
+        """A text of the chart, with folders and ports of this machine."""
+        component = pods.labels["app.kubernetes.io/component"]
+        text = text.replace("/etc/ramify", str(etc)).replace(IN_THE_IMAGE, str(ROOT / "infra" / "models" / "tiny24"))
+        text = text.replace("here-ramify-verifier-headless:50061", f"127.0.0.1:{self.port('verifier', '50061')}")
+        return re.sub(r"\b0\.0\.0\.0:(\d+)", lambda found: f"127.0.0.1:{self.port(component, found[1])}", text)
+
+    def start(self, pods: Pods, **environment: str) -> subprocess.Popen[str]:
+        """Start what a pod's container runs."""
+        etc = self.files(pods)
+        container = pods.container
+        command = [self._here(each, etc, pods) for each in (*container["command"], *container.get("args", ()))]
+        assert command[:2] == ["tini", "--"]
+        start = {"python": [sys.executable], "ramify": RAMIFY}[command[2]]
+        own = {each["name"]: each["value"] for each in container.get("env", ()) if "value" in each}
+        return subprocess.Popen(
+            [*start, *command[3:]],
+            env={**os.environ, **own, **environment},
+            cwd=etc,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+def decoded(value: str) -> str:
+    return base64.b64decode(value).decode()
+
+
+def serving(process: subprocess.Popen[str], port: int) -> bool:
+    """Whether a kubelet's probe would pass; fails if the process has ended."""
+    assert process.poll() is None, process.communicate()[0]
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        try:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
+        except grpc.RpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def wait_until_serving(process: subprocess.Popen[str], port: int) -> None:
+    """Wait as long as it takes."""
+    until(lambda: serving(process, port), timeout_s=120)
