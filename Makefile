@@ -48,7 +48,7 @@ regions: setup
 
 # Real processes and real kills, on both stores; make test has a part of them. It prints what each fault costs.
 faults: setup-dev
-	$(BIN)/python -m pytest $(PARALLEL) -m "faults or not faults" -rP tests/faults tests/e2e
+	$(BIN)/python -m pytest $(PARALLEL) -m "faults or not faults" -rP tests/faults tests/e2e tests/upgrade
 
 # The vllm engine with a real vLLM, in an environment of its own; where that can't be had it says so, and is no failure.
 test-vllm:

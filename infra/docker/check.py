@@ -128,17 +128,17 @@ def gateway(ramify: Path, store: Path, home: Path, environment: dict[str, str]) 
     """A gateway, started as the chart starts it; its address."""
     ready = home / "ready.json"
     flags = ["--store-file", store, "--listen", "127.0.0.1:0", "--no-migrate", "--ready-file", ready]
-    process = subprocess.Popen([ramify / "python", "-m", "ramify.gateway", *flags], cwd=home, env=environment)
-    try:
-        deadline_s = time.monotonic() + START_S
-        while not ready.exists():
-            assert process.poll() is None, "the gateway has ended"
-            assert time.monotonic() < deadline_s, "the gateway does not start"
-            time.sleep(0.1)
-        yield str(json.loads(ready.read_text())["address"])
-    finally:
-        process.terminate()
-        assert process.wait(START_S) == 0, "the gateway did not stop in order"
+    with subprocess.Popen([ramify / "python", "-m", "ramify.gateway", *flags], cwd=home, env=environment) as process:
+        try:
+            deadline_s = time.monotonic() + START_S
+            while not ready.exists():
+                assert process.poll() is None, "the gateway has ended"
+                assert time.monotonic() < deadline_s, "the gateway does not start"
+                time.sleep(0.1)
+            yield str(json.loads(ready.read_text())["address"])
+        finally:
+            process.terminate()
+    assert process.returncode == 0, "the gateway did not stop in order"
 
 
 def use(made: Build) -> None:
