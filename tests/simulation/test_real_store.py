@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,8 @@ NAMES = ("best_of_n_vote", "beam_refill", "self_consistency", "mcts", "beam_with
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'state.db'}")
+async def database(sqlite_store: str) -> AsyncIterator[Database]:
+    database = Database(sqlite_store)
     await database.migrate()
     yield database
     await database.close()

@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,8 +22,8 @@ OTHERS = {"prm-a": "8", "orm": "9"}  # revisions
 
 
 @pytest.fixture
-async def home(tmp_path: Path) -> AsyncIterator[House]:
-    async with house(f"sqlite+aiosqlite:///{tmp_path / 'state.db'}") as found:
+async def home(sqlite_store: str) -> AsyncIterator[House]:
+    async with house(sqlite_store) as found:
         found.verifier.of |= OTHERS
         yield found
 

@@ -27,8 +27,8 @@ INFO = ModelInfo("large", "1", "simulated", "", 8192, 64)
 
 
 @pytest.fixture
-async def home(tmp_path: Path) -> AsyncIterator[House]:
-    async with house(f"sqlite+aiosqlite:///{tmp_path / 'state.db'}") as found:
+async def home(sqlite_store: str) -> AsyncIterator[House]:
+    async with house(sqlite_store) as found:
         found.engines[:] = [simulated("large", 9), simulated("small", 4)]
         yield found
 
@@ -128,11 +128,11 @@ async def test_a_job_whose_models_read_other_tokens_waits_and_says_which(tmp_pat
 
 
 @needs_model
-async def test_one_model_under_two_names_grows_the_trees_of_one(tmp_path: Path) -> None:
+async def test_one_model_under_two_names_grows_the_trees_of_one(sqlite_store: str) -> None:
     from ramify.scheduler.engines.onnx import OnnxEngine
 
     engines = [OnnxEngine(MODEL), OnnxEngine(MODEL)]
-    async with house(f"sqlite+aiosqlite:///{tmp_path / 'state.db'}") as home:
+    async with house(sqlite_store) as home:
         home.engines[:] = [
             Engine("left", model="simulated", engine=engines[0]),
             Engine("right", model="other", engine=engines[1]),

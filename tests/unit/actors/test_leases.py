@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
@@ -104,8 +103,8 @@ class Town:
 
 
 @pytest.fixture
-async def town(tmp_path: Path) -> AsyncIterator[Town]:
-    async with opened(f"sqlite+aiosqlite:///{tmp_path / 'state.db'}") as store:
+async def town(sqlite_store: str) -> AsyncIterator[Town]:
+    async with opened(sqlite_store) as store:
         assert isinstance(store, SqlStore)
         yield Town(store)
 

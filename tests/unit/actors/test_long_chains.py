@@ -1,7 +1,6 @@
 """Thoughts of tens of thousands of tokens, and prompts that no context holds."""
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -14,8 +13,8 @@ CONTEXT = 65_536
 
 
 @pytest.fixture
-async def home(tmp_path: Path) -> AsyncIterator[House]:
-    async with house(f"sqlite+aiosqlite:///{tmp_path / 'state.db'}") as found:
+async def home(sqlite_store: str) -> AsyncIterator[House]:
+    async with house(sqlite_store) as found:
         params = SimulatedParams(time_scale=0, context_tokens_max=CONTEXT, end_probability=0.0)
         found.engines[:] = [Engine("long", engine=SimulatedEngine(params))]
         yield found

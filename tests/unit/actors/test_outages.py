@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -51,8 +50,8 @@ class Distant(Work):
 
 
 @pytest.fixture
-async def home(tmp_path: Path) -> AsyncIterator[House]:
-    async with house(f"sqlite+aiosqlite:///{tmp_path / 'state.db'}", Distant) as found:
+async def home(sqlite_store: str) -> AsyncIterator[House]:
+    async with house(sqlite_store, Distant) as found:
         yield found
         Distant.away = False
 

@@ -1,7 +1,6 @@
 """The actor around a shell, without Ray: it starts the shell anew, not too often, and says how it stands."""
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,8 +39,8 @@ class Actor:
 
 
 @pytest.fixture
-async def actor(tmp_path: Path) -> AsyncIterator[Actor]:
-    async with house(f"sqlite+aiosqlite:///{tmp_path / 'state.db'}") as home:
+async def actor(sqlite_store: str) -> AsyncIterator[Actor]:
+    async with house(sqlite_store) as home:
         found = Actor(home)
         yield found
         await found.actor.drain()

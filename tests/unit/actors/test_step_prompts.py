@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +18,8 @@ STEPPED = job_pb2.Prompt(step="{step}> ")
 
 
 @pytest.fixture
-async def home(tmp_path: Path) -> AsyncIterator[House]:
-    async with house(f"sqlite+aiosqlite:///{tmp_path / 'state.db'}") as found:
+async def home(sqlite_store: str) -> AsyncIterator[House]:
+    async with house(sqlite_store) as found:
         yield found
 
 
@@ -104,11 +103,11 @@ async def test_no_budget_is_overrun(home: House) -> None:
 
 
 @needs_model
-async def test_a_greedy_chain_is_what_an_engine_writes_that_is_fed_by_hand(tmp_path: Path) -> None:
+async def test_a_greedy_chain_is_what_an_engine_writes_that_is_fed_by_hand(sqlite_store: str) -> None:
     from ramify.scheduler.engines.onnx import OnnxEngine
 
     onnx = OnnxEngine(MODEL)
-    async with house(f"sqlite+aiosqlite:///{tmp_path / 'state.db'}") as home:
+    async with house(sqlite_store) as home:
         home.engines[:] = [Engine("tiny", engine=onnx)]
         job_id = await home.submit(3, prompt=STEPPED, text="3 {} 7 12|24", n=1, keep=1, temperature=0, max_step_tokens=40)
         home.start()

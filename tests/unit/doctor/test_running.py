@@ -2,7 +2,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import count
-from pathlib import Path
 
 import grpc
 import pytest
@@ -46,8 +45,8 @@ async def gateway(database: Database) -> AsyncIterator[Service]:
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'state.db'}")
+async def database(sqlite_store: str) -> AsyncIterator[Database]:
+    database = Database(sqlite_store)
     await database.migrate()
     yield database
     await database.close()

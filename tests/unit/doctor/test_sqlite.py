@@ -14,8 +14,8 @@ PAGE = 4096
 
 
 @pytest.fixture
-async def subject(tmp_path: Path) -> AsyncIterator[Subject]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'state.db'}")
+async def subject(sqlite_store: str) -> AsyncIterator[Subject]:
+    database = Database(sqlite_store)
     await database.migrate()
     await a_job(database)
     yield Subject(database)

@@ -1,9 +1,9 @@
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from ramify.store.database import Database
+from tests.conftest import STORES
 from tests.unit.store.stores import KINDS, Store, opened
 
 
@@ -17,15 +17,9 @@ async def database(store_url: str) -> AsyncIterator[Database]:
 
 
 @pytest.fixture(params=KINDS)
-def store_place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def store_place(request: pytest.FixtureRequest) -> str:
     """Where an empty store of each kind can be opened; see `stores.opened`."""
-    match request.param:
-        case "sqlite":
-            return f"sqlite+aiosqlite:///{tmp_path / 'state.db'}"
-        case "postgresql":
-            return str(request.getfixturevalue("postgres_store"))
-        case kind:
-            return str(kind)
+    return str(request.getfixturevalue(STORES[request.param]) if request.param in STORES else request.param)
 
 
 @pytest.fixture

@@ -80,22 +80,22 @@ def migrate(url: str) -> None:
     asyncio.run(main())
 
 
-async def test_threads_that_migrate_at_once(store_url: str) -> None:
+async def test_threads_that_migrate_at_once(bare_store_url: str) -> None:
     with ThreadPoolExecutor(8) as pool:
-        await asyncio.gather(*(asyncio.get_running_loop().run_in_executor(pool, migrate, store_url) for _ in range(8)))
-    database = Database(store_url)
+        await asyncio.gather(*(asyncio.get_running_loop().run_in_executor(pool, migrate, bare_store_url) for _ in range(8)))
+    database = Database(bare_store_url)
     async with database.read() as connection:
         assert await connection.run_sync(differences) == []
     await database.close()
 
 
-async def test_processes_that_migrate_at_once(store_url: str) -> None:
-    command = (sys.executable, "-c", MIGRATOR, store_url)
+async def test_processes_that_migrate_at_once(bare_store_url: str) -> None:
+    command = (sys.executable, "-c", MIGRATOR, bare_store_url)
     processes = [await asyncio.create_subprocess_exec(*command, stdin=PIPE, stderr=PIPE) for _ in range(2)]
     async with asyncio.timeout(PATIENCE_S):
         said = await asyncio.gather(*(process.communicate(b"go\n") for process in processes))
     assert [process.returncode for process in processes] == [0, 0], said
-    database = Database(store_url)
+    database = Database(bare_store_url)
     await running_job(database)
     await database.close()
 

@@ -92,9 +92,9 @@ def bodies(nodes: NodeRows, late: ScoreRows, revision: str) -> dict[str, bytes]:
 
 
 @pytest.fixture(params=["0001", "0002"])
-async def upgraded(request: pytest.FixtureRequest, store_url: str) -> Any:
+async def upgraded(request: pytest.FixtureRequest, bare_store_url: str) -> Any:
     """A database of this version that one of an earlier version has become."""
-    database = Database(store_url)
+    database = Database(bare_store_url)
     async with database.write() as connection:
         await connection.run_sync(write_old, request.param)
     await database.migrate()
