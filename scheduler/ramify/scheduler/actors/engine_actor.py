@@ -112,6 +112,10 @@ class EngineActor:
         """What it was started with."""
         return self._config
 
+    async def node(self) -> str:
+        """Ray's id of the node where it runs."""
+        return str(ray.get_runtime_context().get_node_id())
+
     async def idle(self) -> None:
         """Return once it has answered all that it was asked for."""
         await self._quiet.wait()

@@ -37,13 +37,19 @@ class EngineKeeper:
 
     def __init__(self, fleet: FleetConfig, store_url: str, changed: Callable[[], Awaitable[None]]) -> None:
         self.fleet = fleet  # its revision rises with each change, of the engines too
-        self.engines: dict[str, RayEngine] = {}  # that shards may use
+        self.engines: dict[str, RayEngine] = {}  # all but those that leave
         self._store_url, self._changed = store_url, changed
+        self._spared: set[str] = set()  # that are sent nothing for now
         self._scorers: list[ModelRow] = []  # that the verifier has
         self._infos: dict[str, ModelInfo] = {}  # of engines that have answered
         self._joining: dict[str, asyncio.Task[None]] = {}  # of those that have not
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._applying, self._publishing = asyncio.Lock(), asyncio.Lock()
+
+    @property
+    def usable(self) -> list[RayEngine]:
+        """Those that shards may send steps to."""
+        return [engine for name, engine in self.engines.items() if name not in self._spared]
 
     async def start(self, scorers: Sequence[ModelRow], patience_s: float = inf) -> dict[RayEngine, BaseException]:
         """Start all engines, and say which models there are: theirs and the verifier's. May be called again after it has raised.
@@ -125,6 +131,22 @@ class EngineKeeper:
         self.end(gone)
         await self.publish()
 
+    async def spare(self, names: Iterable[str]) -> None:
+        """Have some engines sent nothing more, until `unspare`."""
+        async with self._applying:
+            self._spared |= {*names}
+            await self._renew()
+
+    async def unspare(self, names: Iterable[str]) -> None:
+        """See `spare`."""
+        async with self._applying:
+            self._spared -= {*names}
+            await self._renew()
+
+    async def _renew(self) -> None:
+        self.fleet = replace(self.fleet, revision=self.fleet.revision + 1)
+        await self._changed()
+
     def end(self, engines: Iterable[RayEngine]) -> None:
         """End engines that no shard uses any more, once they are idle."""
         self._leaving |= {engine.name: asyncio.create_task(self._end(engine)) for engine in engines}
@@ -142,9 +164,8 @@ class EngineKeeper:
         if again:  # it has changed
             fresh = self._start(again)
             self.engines |= {each.name: each for each in fresh}
-            self.fleet = replace(self.fleet, revision=self.fleet.revision + 1)
             self._look_for(fresh)
-            await self._changed()
+            await self._renew()
         await self.publish()
 
     def _start(self, configs: Iterable[EngineConfig]) -> list[RayEngine]:

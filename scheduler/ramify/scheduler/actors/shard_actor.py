@@ -23,6 +23,7 @@ from ramify.store.errors import Fenced
 
 log = logging.getLogger(__name__)
 
+PREFIX = "ramify:shard:"  # of the actors' names
 RESTART_S = 0.5  # from a shell's end to the next one; twice as long after each, until one has worked for GOOD_S
 RESTART_S_MAX = 15.0
 GOOD_S = 60.0
@@ -133,6 +134,10 @@ class ShardActor:
                 self._metrics.tell((await self.status()).shell, self._shell.meters, regions)
             await asyncio.sleep(TELL_S)
 
+    async def node(self) -> str:
+        """Ray's id of the node where it runs."""
+        return str(ray.get_runtime_context().get_node_id())
+
     async def drain(self, within_s: float = DRAIN_S) -> bool:
         """Commit what is there, hand the slots over and stop, within some seconds and `CUT_S`.
 
@@ -154,7 +159,7 @@ class ShardActor:
 
 def name_of(index: int) -> str:
     """What a shard's actor is called."""
-    return f"ramify:shard:{index}"
+    return f"{PREFIX}{index}"
 
 
 def start_shard(index: int, config: SystemConfig, engines: Sequence[EngineHandle]) -> Any:

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from math import inf
 from typing import Any
@@ -46,6 +46,7 @@ STATUS_S = 2.0  # in which it says how it stands
 LOOK_S = 2.0  # between two looks at what engines have to do
 RESUME_S_MAX = 5.0  # between two tries to find what a predecessor has started
 LEAVE_S = 0.5  # for its answer to a drain to arrive
+SPARE_S = 15.0  # after the time in which an engine's node is to have ended
 LONG_S = 60.0  # after which a shard that fails, and ...
 MODELS_S = 30.0  # between two looks at what models the verifier has
 AWAY_TOLD_MAX = 3  # engines that are told of
@@ -72,7 +73,7 @@ class Supervisor:
         self._shards: dict[int, Shard] = {}
         self._autoscaler = Autoscaler()
         self._away: dict[str, str] = {}  # engines, and why
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self._alive_s = time.monotonic()  # when an engine was seen last
         self._configuring, self._started = asyncio.Lock(), False
         context = ray.get_runtime_context()
@@ -152,11 +153,26 @@ class Supervisor:
 
     def _begin(self) -> None:
         self._started, self._alive_s = True, time.monotonic()
-        self._tasks = [asyncio.create_task(self._look()), asyncio.create_task(self._follow_verifier())]
+        self._start(self._look())
+        self._start(self._follow_verifier())
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def apply(self, fleet: FleetConfig) -> None:
         """Have another fleet, see `EngineKeeper.apply`."""
         await self._keeper.apply(fleet)
+
+    async def spare(self, names: Sequence[str], for_s: float) -> None:
+        """Have some engines sent nothing more for a while, as their node is about to end; what they are at they end."""
+        await self._keeper.spare(names)
+        self._start(self._unspare(names, for_s + SPARE_S))
+
+    async def _unspare(self, names: Sequence[str], after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        await self._keeper.unspare(names)
 
     async def _tell_shards(self) -> None:
         """Have each shard work with the fleet as it is; one that can't be told now hears of it when it answers again."""
@@ -169,7 +185,7 @@ class Supervisor:
         """Have a shard work, and with the fleet as it is."""
         async with asyncio.timeout(ANSWER_S):
             if await shard.actor.ensure.remote() != self._keeper.fleet.revision:
-                await shard.actor.use.remote([*self._keeper.engines.values()], self._keeper.fleet)
+                await shard.actor.use.remote(self._keeper.usable, self._keeper.fleet)
 
     async def scale(self, shards: int) -> None:
         """Have so many shards: start what is missing, or drain those with the highest numbers."""
@@ -193,7 +209,7 @@ class Supervisor:
     def _look_after(self, indices: Iterable[int]) -> dict[int, Shard]:
         """Start shards, or find them, and keep them at work."""
         config = replace(self._config, fleet=self._keeper.fleet)
-        fresh = {index: Shard(start_shard(index, config, [*self._keeper.engines.values()])) for index in indices}
+        fresh = {index: Shard(start_shard(index, config, self._keeper.usable)) for index in indices}
         for index, shard in fresh.items():
             shard.watch = asyncio.create_task(self._keep_alive(index, shard))
         self._shards |= fresh

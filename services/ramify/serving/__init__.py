@@ -1,0 +1,1 @@
+"""Ramify as applications of Ray Serve."""
