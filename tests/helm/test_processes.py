@@ -111,8 +111,8 @@ def test_they_end_when_they_are_told_to(running: dict[str, subprocess.Popen[str]
 @pytest.mark.parametrize("preset", PRESETS)
 def test_ray_reads_what_it_is_given(preset: str, tmp_path: Path) -> None:
     objects = render(preset, *SETTINGS[1:] if preset == "small" else ())
-    head = next(each for each in pods(objects) if each.owner.endswith("/head"))
-    etc = Place(tmp_path, objects, Kept()).files(head)
+    scheduler = next(each for each in pods(objects) if each.owner.endswith("/schedulers"))
+    etc = Place(tmp_path, objects, Kept()).files(scheduler)
     config = read_system(etc / "system.toml").config
     fleet = config.fleet
     groups = of(objects, "RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
@@ -142,12 +142,17 @@ def test_serve_takes_its_applications(preset: str) -> None:
 
     spec = of(render(preset), "RayService")["spec"]
     schema = ServeDeploySchema.model_validate(yaml.safe_load(spec["serveConfigV2"]))
+    schedulers = spec["rayClusterConfig"]["workerGroupSpecs"][0]
     assert [each.name for each in schema.applications] == ["system", "http"]
     for each in schema.applications:
         module, _, name = each.import_path.partition(":")
         build = getattr(importlib.import_module(module), name)
         takes = typing.get_type_hints(build)["args"]
         assert takes.model_validate(each.args)
+        (deployment,) = each.deployments
+        options = deployment.ray_actor_options
+        assert options.label_selector.items() <= schedulers["labels"].items(), "it would be where its files are not"
+        assert deployment.name == build(takes.model_validate(each.args))._bound_deployment.name
         assert [*inspect.signature(build).parameters] == ["args"]
     known = {option.lstrip("-") for parameter in ray_start.params for option in parameter.opts}
     cluster = spec["rayClusterConfig"]

@@ -76,6 +76,12 @@ def test_keys_and_tls_are_on_unless_said_otherwise() -> None:
     assert "tls.crt" not in json.dumps(plain)
 
 
+def test_nobody_has_a_secret_that_it_does_not_use() -> None:
+    has = {found.labels["app.kubernetes.io/component"]: json.dumps(found.spec["volumes"]) for found in pods(render("small"))}
+    assert {name for name, volumes in has.items() if "store/url" in volumes} == {"gateway", "scheduler", "migrate", "test"}
+    assert {name for name, volumes in has.items() if "tls.key" in volumes} == {"gateway", "scheduler", "verifier"}
+
+
 def test_ray_asks_for_a_token() -> None:
     assert of(render("small"), "RayService")["spec"]["rayClusterConfig"]["authOptions"] == {"mode": "token"}
     own = of(render(*MATRIX["elsewhere"]), "RayService")["spec"]["rayClusterConfig"]["authOptions"]

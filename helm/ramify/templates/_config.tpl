@@ -63,6 +63,9 @@ applications:
     import_path: ramify.serving.apps:system
     route_prefix: null
     args: {config: /etc/ramify/system.toml}
+    deployments: # the nodes of the shards alone have what these read
+      - name: system
+        ray_actor_options: &placed {num_cpus: 0, label_selector: {ramify.dev/role: scheduler}}
   {{- if .Values.http.enabled }}
   - name: http
     import_path: ramify.serving.apps:http
@@ -72,5 +75,12 @@ applications:
       {{- if include "ramify.tls" . }}
       tls_ca: /etc/ramify/gateway-tls/ca.crt
       {{- end }}
+      {{- with .Values.http.settings }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+    deployments:
+      - name: http
+        num_replicas: {{ .Values.http.replicas }}
+        ray_actor_options: *placed
   {{- end }}
 {{- end -}}

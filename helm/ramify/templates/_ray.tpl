@@ -24,11 +24,21 @@ env:
   {{- end }}
   {{- end }}
 volumeMounts:
+  {{- if eq .component "scheduler" }}
   - {name: config, mountPath: /etc/ramify, readOnly: true}
+  {{- end }}
   - {name: tmp, mountPath: /tmp}
   {{- if and .hub (include "ramify.modelsClaim" .) }}
   - {name: models, mountPath: {{ .root.Values.models.mountPath }}, readOnly: true}
   {{- end }}
+{{- end -}}
+
+{{/* What is read at the start alone makes a new Ray cluster when it changes; the number of shards and the fleet are read anew. */}}
+{{- define "ramify.rayAnnotations" -}}
+checksum/system: {{ include "ramify.systemToml" .root | regexReplaceAll "(?m)^shards = .*$" "" | sha256sum }}
+{{- with .root.Values.podAnnotations }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
 {{/* What Ray's pods have in common. */}}
@@ -39,6 +49,7 @@ securityContext: {{- include "ramify.podSecurity" . | nindent 2 }}
 volumes:
   - name: tmp
     emptyDir: {sizeLimit: {{ .root.Values.ray.tmpSize }}}
+  {{- if eq .component "scheduler" }}
   - name: config
     projected:
       defaultMode: 0440
@@ -56,6 +67,7 @@ volumes:
             name: {{ include "ramify.tlsSecret" (dict "root" .root "who" "gateway") }}
             items: [{key: ca.crt, path: gateway-tls/ca.crt}]
         {{- end }}
+  {{- end }}
   {{- if and .hub (include "ramify.modelsClaim" .) }}
   - name: models
     persistentVolumeClaim: {claimName: {{ include "ramify.modelsClaim" . }}, readOnly: true}
@@ -67,10 +79,7 @@ volumes:
 metadata:
   labels: {{- include "ramify.labels" . | nindent 4 }}
   annotations:
-    checksum/system: {{ include "ramify.systemToml" .root | sha256sum }} # it is read at the start
-    {{- with .root.Values.podAnnotations }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
+    {{- include "ramify.rayAnnotations" . | nindent 4 }}
 spec:
   serviceAccountName: {{ include "ramify.serviceAccount" (dict "root" .root "component" "ray") }}
   automountServiceAccountToken: false
