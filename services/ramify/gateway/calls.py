@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from ramify.gateway.access import Access, Caller
-from ramify.gateway.errors import Forbidden, GatewayError, SlowReader, Unauthenticated, status_of
+from ramify.gateway.errors import Forbidden, GatewayError, SlowReader, TooManyCalls, Unauthenticated, status_of
 from ramify.gateway.limits import GatewayLimits
 from ramify.gateway.metrics import Metrics
 from ramify.gateway.places import Places
@@ -28,6 +28,7 @@ VERSION_KEY = "ramify-version"  # every answer that is no error tells it at its 
 _TRAILERS = ((VERSION_KEY, version("ramify")),)
 
 REFUSALS = (Unauthenticated, Forbidden, QuotaExceeded, QuotaTooSmall)  # which the audit log tells
+UNREAD = (Unauthenticated, Forbidden, TooManyCalls)  # of a call that nothing was read of
 GOODBYE_S = 5.0  # for a client to be told why its call ends
 
 
@@ -51,7 +52,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if not handler.response_streaming:
 
             async def unary(request: Any, context: Any) -> Any:
-                async with self._call(method, context, getattr(request, "job_id", "")):
+                async with self._call(method, context, request):
                     return await handler.unary_unary(request, context)
 
             return grpc.unary_unary_rpc_method_handler(unary, handler.request_deserializer, handler.response_serializer)
@@ -62,7 +63,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             # No generator, but one that is closed here: so a call that its client has left frees what it holds at once,
             # not when the garbage is collected.
             async with (
-                self._call(method, context, getattr(request, "job_id", "")) as found,
+                self._call(method, context, request) as found,
                 self._access.while_good(found),
                 aclosing(inner(request, context)) as responses,
             ):
@@ -73,7 +74,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return kind(stream, handler.request_deserializer, handler.response_serializer)
 
     @asynccontextmanager
-    async def _call(self, method: str, context: Any, subject: str) -> AsyncIterator[Caller]:
+    async def _call(self, method: str, context: Any, request: Any) -> AsyncIterator[Caller]:
         """Let a caller in, and turn what the block raises into its status."""
         context.set_trailing_metadata(_TRAILERS)
         with self._metrics.call(method) as call:
@@ -84,14 +85,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             except Exception as error:
                 status = status_of(error)
                 call.code = status.code
-                await self._fail(method, context, subject, error, status)
+                await self._fail(method, context, request, error, status)
 
-    async def _fail(self, method: str, context: Any, subject: str, error: Exception, status: grpc.Status) -> None:
+    async def _fail(self, method: str, context: Any, request: Any, error: Exception, status: grpc.Status) -> None:
         self._metrics.refused(error)
         if isinstance(error, REFUSALS):
-            await self._access.refused(method, subject, status.code.name, status.details)
+            await self._access.refused(method, getattr(request, "job_id", ""), status.code.name, status.details)
         elif not isinstance(error, GatewayError | StoreError):
             log.error("a call of %s failed", method, exc_info=error)
+        if isinstance(error, UNREAD) and isinstance(request, AsyncIterator):
+            # A client that is at writing its first message is told of a broken call if that ends before it is taken.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GOODBYE_S):
+                    await anext(request, None)
         # The status comes after what the client has still to read. It stays with gRPC for one that doesn't; we don't.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GOODBYE_S):

@@ -19,6 +19,8 @@ from ramify.v1 import job_service_pb2 as pb
 from ramify.v1.job_service_pb2_grpc import JobServiceStub
 from tests.unit.store.helpers import all_slots, commit, delta, result
 
+Metadata = tuple[tuple[str, str], ...]
+
 PATIENCE_S = 60  # how long a test waits for what must come
 LIMITS = GatewayLimits(watches_max=3, uploads_max=3, poll_s=0.005)
 SPEC = job_pb2.JobSpec(generator="tiny24", verifier="tiny24-prm", checker="countdown")
@@ -44,8 +46,8 @@ def further(offset: int, *some: job_pb2.Problem, last: bool = False) -> pb.Creat
 class Upload:
     """A CreateJob call that is open."""
 
-    def __init__(self, stub: Any) -> None:
-        self.call = stub.CreateJob()
+    def __init__(self, stub: Any, metadata: Metadata = ()) -> None:
+        self.call = stub.CreateJob(metadata=metadata)
 
     async def send(self, request: pb.CreateJobRequest) -> pb.CreateJobResponse:
         await self.call.write(request)
@@ -66,24 +68,24 @@ class System:
         ModelRow("checker", "countdown", "1", "", ""),
     )
 
-    def __init__(self, database: Database, gateway: Gateway, stub: Any) -> None:
-        self.database, self.gateway, self.stub = database, gateway, stub
+    def __init__(self, database: Database, gateway: Gateway, stub: Any, channel: Any) -> None:
+        self.database, self.gateway, self.stub, self.channel = database, gateway, stub, channel
         self.jobs, self.work = Jobs(database), Work(database)
         self._claim: Claim | None = None
         self._sequence = 0
 
-    def upload(self) -> Upload:
-        return Upload(self.stub)
+    def upload(self, metadata: Metadata = ()) -> Upload:
+        return Upload(self.stub, metadata)
 
-    async def create(self, *requests: pb.CreateJobRequest) -> job_pb2.Job:
+    async def create(self, *requests: pb.CreateJobRequest, metadata: Metadata = ()) -> job_pb2.Job:
         """One call from beginning to end; the job after it."""
-        upload = self.upload()
+        upload = self.upload(metadata)
         answers = [await upload.send(request) for request in requests]
         await upload.end()
         return answers[-1].job
 
-    async def running_job(self, request_id: str = "request") -> job_pb2.Job:
-        return await self.create(first(request_id, SPEC, PUZZLES, last=True))
+    async def running_job(self, request_id: str = "request", metadata: Metadata = ()) -> job_pb2.Job:
+        return await self.create(first(request_id, SPEC, PUZZLES, last=True), metadata=metadata)
 
     async def finish(self, job: job_pb2.Job, *indexes: int) -> None:
         """Commit results, as a shard does."""
@@ -97,14 +99,16 @@ class System:
 
 
 @asynccontextmanager
-async def running(url: str, limits: GatewayLimits, registry: CollectorRegistry | None = None) -> AsyncIterator[System]:
+async def running(
+    url: str, limits: GatewayLimits, registry: CollectorRegistry | None = None, *, keys: bool = False
+) -> AsyncIterator[System]:
     database = Database(url)
     await database.migrate()
-    gateway = Gateway(database, limits, registry=registry)
+    gateway = Gateway(database, limits, registry=registry, keys=keys)
     port = await gateway.start("127.0.0.1:0")
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield System(database, gateway, JobServiceStub(channel))
+            yield System(database, gateway, JobServiceStub(channel), channel)
     finally:
         await gateway.stop(0)
         await database.close()
