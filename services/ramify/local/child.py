@@ -15,6 +15,7 @@ READY_S = 60.0
 STOP_S = 10.0
 LOOK_S = 0.05
 RESTARTS_MAX = 20
+METRICS = "127.0.0.1:0"  # a free port, which its log tells
 
 
 class Child:
@@ -51,6 +52,7 @@ class Child:
         ready = self._ready_file()
         ready.unlink(missing_ok=True)
         command = [sys.executable, "-m", self._module, *self._arguments, "--listen", self.address]
+        command += ["--metrics", METRICS]
         command += ["--ready-file", str(ready), "--exit-with-stdin"]
         with self.log.open("ab") as log:
             # A session of its own: Ctrl-C in the terminal is for the parent, which then stops its children in order.

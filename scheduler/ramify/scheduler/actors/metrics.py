@@ -40,6 +40,7 @@ TIMED: Mapping[Timed, tuple[str, tuple[str, ...]]] = {
     "score_call_seconds": ("How long calls of the verifier took", ("model",)),
     "recovery_seconds": ("How long it took to bring back what was committed of slots that came", ()),
 }
+WAITED_FOR = ("engines", "verifier", "store")  # told even while nothing waits
 EVER: tuple[Counted, ...] = ("steps", "tokens", "retries", "lost_steps", "takeovers", "store_failures")  # told from the start
 
 
@@ -111,7 +112,7 @@ class ShardMetrics:
         self._set(self._full, status.store_full)
         self._tell_engines(status, regions)
         self._tell_tenants(status)
-        waiting = Tally[str]()
+        waiting = Tally(dict.fromkeys(WAITED_FOR, 0))
         for wait in status.waits:
             waiting[wait.what] += wait.count
         for what, count in waiting.items():
