@@ -83,6 +83,11 @@ def up(
         ),
     ] = None,
     store: Annotated[str, typer.Option(help="SQLAlchemy URL; without it, SQLite in the home folder.")] = "",
+    serve: Annotated[bool, typer.Option("--serve", help="Run as applications of Ray Serve, which the dashboard shows.")] = False,
+    http: Annotated[
+        str,
+        typer.Option(metavar="HOST:PORT", help="OpenAI's chat completions and the trees' pages, on Ray Serve; see docs/http.md."),
+    ] = "",
     dashboard: Annotated[bool, typer.Option(help="Start Ray's dashboard.")] = True,
 ) -> None:
     """Start a whole Ramify on this machine, in the foreground. Ctrl-C stops it; jobs go on with the next `ramify up`."""
@@ -107,11 +112,15 @@ def up(
         lease_s=lease_s,
         retain_days=retain_days,
         tls=gateway_tls(tls_cert, tls_key, tls_client_ca),
+        serve=serve,
+        http=http,
         keys=keys,
     )
     with running(config, console, stopped=0) as system:
         console.print(Text("ramify is up", "bold"))
         console.print(f"  gateway    {system.address}")
+        if http:
+            console.print(f"  http       http://{http}/v1")
         token = " (it asks for the token that `ray get-auth-token` prints)" if system.dashboard_url else ""
         console.print(f"  dashboard  {system.dashboard_url or 'off'}{token}")
         console.print(f"  state      {home}")

@@ -18,6 +18,7 @@ from typing import Any, Self
 import psutil
 from filelock import FileLock, Timeout
 
+from ramify.local import served
 from ramify.local.child import Child
 from ramify.local.errors import AlreadyRunning, LocalError, Misconfigured, StartFailed
 from ramify.local.models import tiny24
@@ -57,6 +58,8 @@ class LocalConfig:
     retain_days: float | None = None  # jobs that ended longer ago are deleted; None: none is
     trees_max: int = 4096  # open at once in a shard
     tls: ServerTls | None = None  # of the gateway; None: no TLS
+    serve: bool = False  # supervisor and shards belong to applications of Ray Serve
+    http: str = ""  # HOST:PORT of the HTTP surface, which is such an application too; empty: none
     keys: bool = False  # the gateway lets in only callers with an API key
     work: Callable[[Any], Any] | None = None  # see `SystemConfig.work`; None: as it is there
 
@@ -72,6 +75,7 @@ class LocalSystem:
         self._lock = FileLock(config.home / "lock")
         self._children: list[Child] = []
         self._supervisor: Any = None
+        self._served = False  # whether Serve looks after it
         self._fleet_file: Watched[Any] | None = None  # what `config.fleet` says
         self._applying: Any = None  # what the supervisor says of it
         self._applied_s = 0.0  # when it was told last
@@ -107,6 +111,8 @@ class LocalSystem:
         specs = [engine.spec for engine in self._fleet_file.value.engines] if self._fleet_file else self._engines
         if not config.ray:  # else what they name is on other machines
             check_engines(specs)
+        if config.http:
+            served.check_http(config.http, config.tls)
         store_url = config.store_url or f"sqlite+aiosqlite:///{home.absolute() / 'state.db'}"
         gateway = Child("ramify.gateway", self._gateway_flags(), config.listen, home, environment={VARIABLE: store_url})
         self._children = [gateway]
@@ -220,17 +226,29 @@ class LocalSystem:
         system = SystemConfig(
             store_url, verifier, fleet, self.config.shards, limits, labels=here, verifier_tls=self.config.verifier_tls
         )
-        self._supervisor = start_supervisor(replace(system, work=self.config.work) if self.config.work else system)
+        system = replace(system, work=self.config.work) if self.config.work else system
+        patience_s = LOAD_S if any(engine.spec.startswith("vllm:") for engine in fleet.engines) else START_S
+        if self.config.serve or self.config.http:
+            self._serve(system, patience_s)
+            return
+        self._supervisor = start_supervisor(system)
         try:
-            loads = any(engine.spec.startswith("vllm:") for engine in fleet.engines)
-            self.away = ray.get(self._supervisor.start.remote(), timeout=LOAD_S if loads else START_S)
+            self.away = ray.get(self._supervisor.start.remote(), timeout=patience_s)
         except (RayError, SchedulerError) as error:
             cause = getattr(error, "cause", None) or error
             raise StartFailed(f"the scheduler did not start: {str(cause).strip().splitlines()[-1]}") from error
 
+    def _serve(self, system: Any, patience_s: float) -> None:
+        """Have Serve start the supervisor, and look after it and the fleet's file."""
+        served.start(self.config.http)
+        self._served = True
+        served.deploy(system, self.config.fleet, patience_s)
+        if self.config.http:
+            served.deploy_http(self.config.http, self.address)
+
     def _look_at_fleet(self) -> None:
         """Have the fleet that its file describes now, as often as that takes; one that can't be read changes nothing."""
-        if self._fleet_file is None:
+        if self._fleet_file is None or self._served:
             return
         if self._fleet_file.look():
             log.warning("the fleet has changed: %d engines", len(self._fleet_file.value.engines))
@@ -278,8 +296,11 @@ class LocalSystem:
             return
         import ray
 
-        if self._supervisor is not None and ray.is_initialized():
+        if self._served and ray.is_initialized():
             with contextlib.suppress(Exception):  # what is not committed is sampled again
+                served.delete()
+        if self._supervisor is not None and ray.is_initialized():
+            with contextlib.suppress(Exception):  # likewise
                 ray.get(self._supervisor.drain.remote(), timeout=DRAIN_S)
             if self.config.ray:
                 from ramify.scheduler.actors.named import actor_names, end_actors

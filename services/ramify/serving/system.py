@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 NAME = "system"
 PLACED_S = 45.0  # in which the supervisor must be there, or else it is told what it lacks
-PATIENCE_S = 30.0  # with engines that load, each time that it is tried
+PATIENCE_S = 30.0
 APPLY_S = 5.0  # between two times that the supervisor is told what there is to be
 ANSWER_S = 10.0  # in which the supervisor says how things are
 HEALTH_S = 10.0  # between two times that Serve asks; what fails three times is restarted
@@ -49,12 +49,17 @@ TRIES_MAX = 1_000_000  # of starts, ever longer apart; Serve's own bound is lowe
 class System:
     """See the module."""
 
-    async def __init__(self, read: Callable[[], Source]) -> None:  # type: ignore[misc] # Serve awaits it
-        """Start what there is to be, as `read` says, now and whenever a file changes.
+    async def __init__(self, read: Callable[[], Source], patience_s: float = PATIENCE_S) -> None:  # type: ignore[misc] # Serve awaits it
+        """Start what there is to be.
+
+        Args:
+            read: says it, now and whenever one of its files changes.
+            patience_s: with engines that load, each time that it is tried.
 
         Raises:
             ServingError: why it can't be had now; Serve shows it, and tries again.
         """
+        self._patience_s = patience_s
         self._watched = Watched(read, files, Misconfigured)
         self._restart_for: list[str] = []  # what has changed and takes a start of everything
         self._failure = ""  # why the system is not as it is to be
@@ -70,7 +75,7 @@ class System:
         return self._watched.value.config
 
     async def _configure(self) -> None:
-        found = await self._supervisor.configure.remote(self._config, PATIENCE_S)
+        found = await self._supervisor.configure.remote(self._config, self._patience_s)
         if found != self._restart_for and found:
             log.warning(
                 "%s changed: that is used once the application is deleted and deployed anew; jobs go on", " and ".join(found)
