@@ -14,12 +14,13 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.helm.chart import ROOT, Object, Pods
+from tests.helm.chart import RELEASE, ROOT, Object, Pods
 from tests.waiting import until
 
 IN_THE_IMAGE = "/opt/ramify/lib/python3.11/site-packages/ramify/models/tiny24"
 RAMIFY = [sys.executable, "-c", "from ramify.cli.main import main; main()"]
 STOP_S = 60
+FULLNAME = f"{RELEASE}-ramify"
 
 
 class Place:
@@ -63,21 +64,44 @@ class Place:
     def _here(self, text: str, etc: Path, pods: Pods) -> str:
         """A text of the chart, with folders and ports of this machine."""
         component = pods.labels["app.kubernetes.io/component"]
-        text = text.replace("/etc/ramify", str(etc)).replace(IN_THE_IMAGE, str(ROOT / "infra" / "models" / "tiny24"))
-        text = text.replace("here-ramify-verifier-headless:50061", f"127.0.0.1:{self.port('verifier', '50061')}")
+        gateway, verifier = (f"127.0.0.1:{self.port(*door)}" for door in (("gateway", "8700"), ("verifier", "50061")))
+        names = {
+            "/etc/ramify": str(etc),
+            "/tmp/": f"{etc}/",
+            IN_THE_IMAGE: str(ROOT / "infra" / "models" / "tiny24"),
+            f"{FULLNAME}-gateway:8700": gateway,
+            f"{FULLNAME}-verifier-headless:50061": verifier,
+        }
+        text = re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], text)
         return re.sub(r"\b0\.0\.0\.0:(\d+)", lambda found: f"127.0.0.1:{self.port(component, found[1])}", text)
 
-    def start(self, pods: Pods, **environment: str) -> subprocess.Popen[str]:
+    def bash(self, pods: Pods, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a script as a pod's container would, to its end."""
+        etc = self.files(pods)
+        return subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", self._here(script, etc, pods), *arguments],
+            env={**self._environment(pods, etc), **environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+            cwd=etc,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    def _environment(self, pods: Pods, etc: Path) -> dict[str, str]:
+        own = {each["name"]: self._here(each["value"], etc, pods) for each in pods.container.get("env", ()) if "value" in each}
+        return {**os.environ, **own}
+
+    def start(self, pods: Pods) -> subprocess.Popen[str]:
         """Start what a pod's container runs."""
         etc = self.files(pods)
         container = pods.container
         command = [self._here(each, etc, pods) for each in (*container["command"], *container.get("args", ()))]
         assert command[:2] == ["tini", "--"]
         start = {"python": [sys.executable], "ramify": RAMIFY}[command[2]]
-        own = {each["name"]: each["value"] for each in container.get("env", ()) if "value" in each}
         return subprocess.Popen(
             [*start, *command[3:]],
-            env={**os.environ, **own, **environment},
+            env=self._environment(pods, etc),
             cwd=etc,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
