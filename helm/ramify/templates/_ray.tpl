@@ -17,6 +17,7 @@ env:
   {{- include "ramify.env" . | nindent 2 }}
   - {name: RAMIFY_LOG_LEVEL, value: {{ .root.Values.logs.level }}}
   {{- if eq .component "ray-head" }}
+  - {name: RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT, value: "1000000"} # what an application waits for may come at any time
   {{- range $variable, $value := dict "RAY_GRAFANA_HOST" .root.Values.ray.grafanaHost "RAY_GRAFANA_IFRAME_HOST" .root.Values.ray.grafanaIframeHost "RAY_PROMETHEUS_HOST" .root.Values.ray.prometheusHost }}
   {{- if $value }}
   - {name: {{ $variable }}, value: {{ $value | quote }}}
