@@ -44,6 +44,7 @@ class Place:
     def files(self, pods: Pods) -> Path:
         """Lay out a pod's projected volumes; the folder that stands for /etc/ramify."""
         etc = self._folder / pods.owner.replace("/", "-")
+        etc.mkdir(parents=True, exist_ok=True)
         for volume in pods.spec["volumes"]:
             for source in volume.get("projected", {}).get("sources", ()):
                 (kind,) = source
