@@ -52,4 +52,4 @@ async def guarded(url: str) -> AsyncIterator[Guarded]:
     """One on an empty store, for a system with the tiny24 models; a revoked key counts for a twentieth of a second."""
     async with running(url, GatewayLimits(poll_s=0.005, key_fresh_s=0.05, key_recheck_s=0.02), keys=True) as found:
         await found.jobs.put_models(found.MODELS)
-        yield Guarded(found.database, found.gateway, found.stub, found.channel)
+        yield Guarded(found.database, found.gateway, found.address, found.channel)

@@ -68,8 +68,9 @@ class System:
         ModelRow("checker", "countdown", "1", "", ""),
     )
 
-    def __init__(self, database: Database, gateway: Gateway, stub: Any, channel: Any) -> None:
-        self.database, self.gateway, self.stub, self.channel = database, gateway, stub, channel
+    def __init__(self, database: Database, gateway: Gateway, address: str, channel: Any) -> None:
+        self.database, self.gateway, self.address, self.channel = database, gateway, address, channel
+        self.stub: Any = JobServiceStub(channel)
         self.jobs, self.work = Jobs(database), Work(database)
         self._claim: Claim | None = None
         self._sequence = 0
@@ -107,8 +108,9 @@ async def running(
     gateway = Gateway(database, limits, registry=registry, keys=keys)
     port = await gateway.start("127.0.0.1:0")
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield System(database, gateway, JobServiceStub(channel), channel)
+        address = f"127.0.0.1:{port}"
+        async with grpc.aio.insecure_channel(address) as channel:
+            yield System(database, gateway, address, channel)
     finally:
         await gateway.stop(0)
         await database.close()
