@@ -4,7 +4,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics, start_http_server
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ def metrics_server(listen: str, registry: CollectorRegistry) -> Iterator[int]:
     Raises:
         OSError: The address can't be had; also when it is none.
     """
+    disable_created_metrics()  # a series more for each counter, which nobody asks for
     ProcessCollector(registry=registry)
     host, _, port = listen.rpartition(":")
     try:
