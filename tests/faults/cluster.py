@@ -97,6 +97,7 @@ class Cluster:
                 setup.shards,
                 ShellLimits(lease_ms=setup.lease_ms),
                 shard_labels=shard_labels,
+                cluster=os.environ.get("RAY_CLUSTER_NAME", ""),  # as KubeRay says it
             )
         )
         ray.get(self._supervisor.status.remote(), timeout=START_S)  # it is on the head, for there is no other node yet

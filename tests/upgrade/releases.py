@@ -17,6 +17,7 @@ from tests.waiting import until
 ROOT = Path(__file__).parents[2]
 PREVIOUS = "5b21224c4968a2341909f7451f90d25abbe0d2e0"  # the commit of 0.1, the release before
 SOURCES = ("scheduler", "verifier", "services", "protos")
+TESTS = "tests"  # which start systems of that release, too
 START_S = 120.0
 STOP_S = 120.0
 SHARD = str(Path(__file__).with_name("shard.py"))
@@ -53,7 +54,7 @@ def previous(folder: Path) -> Release:
     """The release before, extracted into a folder; skips the test where the clone does not reach back that far."""
     archive = folder / "previous.tar"
     done = subprocess.run(
-        ["git", "archive", "--output", archive, PREVIOUS, *SOURCES], cwd=ROOT, capture_output=True, text=True, check=False
+        ["git", "archive", "--output", archive, PREVIOUS, *SOURCES, TESTS], cwd=ROOT, capture_output=True, text=True, check=False
     )
     if done.returncode:
         pytest.skip(f"the release before, {PREVIOUS[:7]}, is not in this clone: {done.stderr.strip()}")

@@ -91,10 +91,10 @@ def test_the_command_says_from_which_revision_to_which(
     monkeypatch.delenv("RAMIFY_STORE", raising=False)
     url = f"sqlite+aiosqlite:///{tmp_path / 'state.db'}"
     (tmp_path / "url").write_text(url + "\n")
-    assert run(["migrate"]) == 2
-    assert "say which store: --store URL, --store-file FILE or RAMIFY_STORE" in capsys.readouterr().err
     assert run(["migrate", "--store-file", str(tmp_path / "url")]) == 0
     assert capsys.readouterr().out == f"{url}: migrated from nothing to {newest()}\n"
+    assert run(["migrate", "--home", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{url}: is at {newest()}, which is this version's: nothing to do\n"
     monkeypatch.setenv("RAMIFY_STORE", url)
     assert run(["migrate", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"store": url, "before": newest(), "after": newest()}

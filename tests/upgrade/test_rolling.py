@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from ramify.client import Client, Unavailable
 from ramify.scheduler.actors.lanes import QUEUE_FACTOR
 from ramify.scheduler.slots import SLOTS
 from ramify.v1 import job_pb2
-from tests.faults.runs import outcome, owners
+from tests.faults.runs import outcome, owners, problems
 from tests.upgrade.releases import NEW, Release, Roles, previous, roles
 from tests.waiting import until
 
@@ -23,7 +23,7 @@ ENGINE = (
     f"simulated?slots={SLOTS_AN_ENGINE}&token_ms=10&time_scale=0.3&"
     "step_lengths=uniform&step_tokens_min=16&step_tokens_max=48&end_probability=0.05"
 )
-PROBLEMS = [f"problem {index}" for index in range(8)]
+PROBLEMS = problems(8)
 KNOBS: dict[str, Any] = {
     "policy": "beam",
     "n": 8,
@@ -51,7 +51,7 @@ with Client(sys.argv[1]) as client:
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def before(tmp_path_factory: pytest.TempPathFactory) -> Release:
     """The release before this one."""
     return previous(tmp_path_factory.mktemp("previous"))
@@ -129,10 +129,10 @@ class Watched:
         assert steps == sorted(steps)
 
 
-def submitted(system: Roles, name: str) -> Watched:
+def submitted(system: Roles, name: str, asked: Sequence[str] = PROBLEMS) -> Watched:
     """A job that has begun: steps of it are committed, and more are to come."""
     with Client(system.addresses["gateway"]) as client:
-        job = client.submit(PROBLEMS, **KNOBS, name=name)
+        job = client.submit(asked, **KNOBS, name=name)
         watched = Watched(system.addresses["gateway"], job)
         until(lambda: client.job(job.job_id).progress.steps)
     return watched

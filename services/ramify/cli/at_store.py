@@ -40,12 +40,16 @@ def at_store(store: str | None, store_file: Path | None, home: Path, work: Calla
     """
     try:
         url = store_url(store, store_file)
-        local = f"sqlite+aiosqlite:///{home.absolute() / 'state.db'}"
-        return asyncio.run(_at(url or local, work, migrate=url is None))
+        return asyncio.run(_at(url or local_store(home), work, migrate=url is None))
     except (CannotOpen, InvalidName, KeyNotFound) as error:
         raise UsageError(str(error)) from error
     except SQLAlchemyError as error:
         raise CliError(f"the store can't do it: {reason(error)}; `ramify doctor --store URL` says more") from error
+
+
+def local_store(home: Path) -> str:
+    """The URL of a local system's store."""
+    return f"sqlite+aiosqlite:///{home.absolute() / 'state.db'}"
 
 
 async def _at(url: str, work: Callable[[Database], Awaitable[T]], *, migrate: bool) -> T:

@@ -224,6 +224,9 @@ def doctor(
         Path | None, typer.Option(envvar="RAMIFY_HOME", help="Folder of a local system.", show_default="~/.ramify")
     ] = None,
     store: Annotated[str | None, typer.Option(metavar="URL", help="A store, in place of that of the folder.")] = None,
+    store_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A file that holds a store's URL, in place of --store.")
+    ] = None,
     verifier: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where a verifier is.")] = None,
     deep: Annotated[bool, typer.Option("--deep", help="Read all that is stored, however long it takes.")] = False,
     as_json: JsonOption = False,
@@ -235,7 +238,8 @@ def doctor(
     """
     from ramify.cli.doctor import command
 
-    command.run(command.patient(home, store, address or context.obj, verifier, deep=deep), as_json=as_json)
+    named = command.store_named(store, store_file)
+    command.run(command.patient(home, named, address or context.obj, verifier, deep=deep), as_json=as_json)
 
 
 # The commands that live in modules of their own, imported when they run.

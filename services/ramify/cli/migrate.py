@@ -2,23 +2,20 @@
 
 import asyncio
 import json
-from pathlib import Path
-from typing import Annotated
 
 import typer
 from sqlalchemy.engine import make_url
 
-from ramify.cli.errors import CliError, UsageError
-from ramify.store.database import EXAMPLES, Database
+from ramify.cli.at_store import HOME, HomeOption, JsonOption, StoreFileOption, StoreOption, local_store
+from ramify.cli.errors import CliError
+from ramify.store.database import Database
 from ramify.store.errors import CannotOpen
-from ramify.store.location import VARIABLE, store_url
+from ramify.store.location import store_url
 from ramify.store.migration import Migration, newest
 
 
 def migrate(
-    store: Annotated[str | None, typer.Option(metavar="URL", help=f"The store; else {VARIABLE}.")] = None,
-    store_file: Annotated[Path | None, typer.Option(metavar="FILE", help="A file that holds the store's URL.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    store: StoreOption = None, store_file: StoreFileOption = None, home: HomeOption = HOME, as_json: JsonOption = False
 ) -> None:
     """Bring a store's tables up to date, and say from which revision to which.
 
@@ -26,9 +23,7 @@ def migrate(
     has migrated stays as it is if this one can work with it; else the exit code is 1.
     """
     try:
-        url = store_url(store, store_file)
-        if url is None:
-            raise UsageError(f"say which store: --store URL, --store-file FILE or {VARIABLE}; a URL is like {EXAMPLES}")
+        url = store_url(store, store_file) or local_store(home)
         done = asyncio.run(_migrate(url))
     except CannotOpen as error:
         raise CliError(str(error)) from error

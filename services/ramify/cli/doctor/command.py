@@ -16,14 +16,25 @@ from ramify.cli.doctor.findings import Finding, Level
 from ramify.cli.doctor.home import Home
 from ramify.cli.doctor.running import Service
 from ramify.cli.doctor.subject import shown
+from ramify.cli.errors import UsageError
 from ramify.cli.output import counted, make_console, print_json
 from ramify.cli.settings import load_settings
+from ramify.store.errors import CannotOpen
+from ramify.store.location import store_url
 
 _STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.BAD: "bold red", Level.SKIPPED: "dim"}
 _LEVEL_CELLS = 7
 _NAME_CELLS = 15
 
 PROBLEMS = 1  # exit code
+
+
+def store_named(url: str | None, file: Path | None) -> str | None:
+    """The URL that is given or stands in a file; None: neither. Raises `UsageError`."""
+    try:
+        return store_url(url, file) if url or file else None
+    except CannotOpen as error:
+        raise UsageError(str(error)) from error
 
 
 def patient(home: Path | None, store: str | None, address: str | None, verifier: str | None, *, deep: bool) -> Patient:

@@ -88,7 +88,7 @@ async def schema(subject: Subject) -> Finding:
         return Finding("schema", Level.OK, f"{head}, which is this version's")
     if tables.fit is Fit.AHEAD:
         return Finding("schema", Level.OK, f"{found}, of a newer version of Ramify, which this one ({head}) can work with")
-    migrate = f"`ramify migrate --store '{make_url(subject.database.url).render_as_string()}'`"
+    migrate = f"`ramify up`, or `ramify migrate --store '{make_url(subject.database.url).render_as_string()}'`,"
     if tables.fit is Fit.MISSING:
         return Finding(
             "schema",
