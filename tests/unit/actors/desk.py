@@ -1,7 +1,7 @@
 """A dispatcher at its desk: engines that answer when they are told to, a clock that the test moves."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -88,14 +88,19 @@ class Engine:
 class Desk:
     """A dispatcher, its engines and what it has posted."""
 
-    def __init__(self, engines: int = 1, speculative_max: int = 100) -> None:
+    def __init__(self, engines: int = 1, speculative_max: int = 100, weights: Mapping[str, float] | None = None) -> None:
         self.engines = [Engine(f"engine {index}") for index in range(engines)]
         self.posted: list[Event] = []
         self.now_s = 0.0
         self.naps: list[asyncio.Future[None]] = []  # of those who wait for time to pass
         self.pauses: list[float] = []  # and how long they wanted to
         self.dispatcher = Dispatcher(
-            self.engines, self.posted.append, speculative_max=speculative_max, now_s=lambda: self.now_s, sleep=self._sleep
+            self.engines,
+            self.posted.append,
+            speculative_max=speculative_max,
+            now_s=lambda: self.now_s,
+            sleep=self._sleep,
+            weight=lambda tenant: (weights or {}).get(tenant, 1.0),
         )
         self._begun = False
 
@@ -156,6 +161,11 @@ def steps(problem: int, count: int, *, speculative: bool = False) -> Generate:
     (command,) = Shard().handle([admitted(Work(plan(policy="best_of_n", n=count), (problem,)), (problem,))])
     assert isinstance(command, Generate)
     return replace(command, speculative=speculative)
+
+
+def of(command: Generate, tenant: str, priority: int = 0) -> Generate:
+    """The same steps, of a tenant's job."""
+    return replace(command, plan=replace(command.plan, tenant=tenant, priority=priority))
 
 
 def nodes(*commands: Generate) -> list[int]:

@@ -21,10 +21,13 @@ from ramify.scheduler.engines.simulated import SimulatedEngine, SimulatedParams
 from ramify.scheduler.errors import EngineError
 from ramify.scheduler.shard import ShardLimits
 from ramify.scheduler.spec import fill_search
+from ramify.store.audit import Actor
 from ramify.store.database import Database
 from ramify.store.jobs import Jobs
 from ramify.store.leases import Clock
-from ramify.store.uploads import Chunk, NewProblem, Uploads
+from ramify.store.schema import DEFAULT_TENANT
+from ramify.store.submissions import Chunk, NewProblem
+from ramify.store.uploads import Uploads
 from ramify.store.work import Work
 from ramify.v1 import job_pb2
 from ramify.v1 import verifier_service_pb2 as pb
@@ -168,6 +171,8 @@ class House:
         text: str = "problem {}",
         generators: Mapping[str, float] | None = None,
         verifiers: Sequence[job_pb2.Verifier] = (),
+        tenant: str = DEFAULT_TENANT,
+        priority: int = 0,
         **knobs: Any,
     ) -> str:
         """A job that runs."""
@@ -177,10 +182,10 @@ class House:
         generator = "" if several else "simulated"
         verifier = "" if verifiers else "prm"
         spec = job_pb2.JobSpec(name=name, generator=generator, generators=several, verifier=verifier, verifiers=verifiers)
-        spec.MergeFrom(job_pb2.JobSpec(checker="rule", search=search, prompt=prompt))
+        spec.MergeFrom(job_pb2.JobSpec(checker="rule", search=search, prompt=prompt, priority=priority))
         texts = [text.format(index) for index in range(problems)]
         new = [NewProblem(job_pb2.Problem(text=text, reference=f"answer to {text}"), text) for text in texts]
-        job = await Uploads(self.database).create(name, spec, spec, Chunk(0, new, True), "call")
+        job = await Uploads(self.database, by=Actor(tenant)).create(name, spec, spec, Chunk(0, new, True), "call")
         return job.job_id
 
     async def until(self, condition: Callable[[], Any]) -> None:

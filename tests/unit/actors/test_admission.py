@@ -44,7 +44,7 @@ class Desk:
     """An admission to no shard."""
 
     def __init__(self, home: House) -> None:
-        self.home, self.models, self.work = home, Models(), Work(home.database)
+        self.home, self.models, self.work = home, Models(), Work(home.database, home._clock)
         self.posted: list[Event] = []
         self.now_s = 0.0
         verifier = PinnedVerifier(home.verifier, lambda: self.now_s)

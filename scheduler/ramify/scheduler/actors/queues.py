@@ -107,12 +107,15 @@ class SharedQueue:
         return found
 
     def _shares(self, most: int, held: Mapping[str, int], weight: Weight) -> list[int]:
-        """How many steps of each tenant."""
+        """How many steps of each tenant; one of each that has none there, however little its weight is."""
         if len(self._of) < 2:
             return [most] * len(self._of)
         waiting = np.array([sum(queue.steps for queue in mine.values()) for mine in self._of.values()])
         weights, has = np.array([[weight(tenant), held.get(tenant, 0)] for tenant in self._of]).T
-        return whole(level(waiting.astype(np.float64), weights, most, has), waiting, most)
+        one = (has == 0) & (np.cumsum(has == 0) <= most)
+        waiting, most = waiting - one, most - int(one.sum())
+        shares = whole(level(waiting.astype(np.float64), weights, most, has + one), waiting, most)
+        return [share + first for share, first in zip(shares, one.tolist(), strict=True)]
 
     def drain(self) -> list[Generate]:
         """Take all out."""

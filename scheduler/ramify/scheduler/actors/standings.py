@@ -1,8 +1,8 @@
 """What tenants may have and what they have spent, as the store said last."""
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Protocol
 
 from ramify.scheduler.slots import SLOTS
 from ramify.store.tenants import Standing, Tenant
@@ -13,7 +13,7 @@ LOOK_S = 1.0  # between two looks: so long a tenant may go on beyond its tokens 
 class Source(Protocol):
     """What is asked of `Work`."""
 
-    async def standings(self) -> dict[str, Standing]:
+    def standings(self) -> Coroutine[Any, Any, dict[str, Standing]]:
         """See `Work`."""
         ...
 
