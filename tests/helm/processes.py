@@ -68,7 +68,6 @@ class Place:
         gateway, verifier = (f"127.0.0.1:{self.port(*door)}" for door in (("gateway", "8700"), ("verifier", "50061")))
         names = {
             "/etc/ramify": str(etc),
-            "/tmp/": f"{etc}/",
             IN_THE_IMAGE: str(ROOT / "infra" / "models" / "tiny24"),
             f"{FULLNAME}-gateway:8700": gateway,
             f"{FULLNAME}-verifier-headless:50061": verifier,
@@ -80,7 +79,7 @@ class Place:
         """Run a script as a pod's container would, to its end."""
         etc = self.files(pods)
         return subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", self._here(script, etc, pods), *arguments],
+            ["bash", "-euo", "pipefail", "-c", self._here(script.replace("/tmp/", "./"), etc, pods), *arguments],
             env={**self._environment(pods, etc), **environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
             cwd=etc,
             capture_output=True,
