@@ -79,6 +79,17 @@ _STATUS_DETAILS_KEY = "grpc-status-details-bin"
 #: What grpc.aio says of a message that it could not send because the connection broke.
 _BROKEN_WRITE = "Internal error from Core"
 
+#: What the transport says of a connection on which the two sides don't agree.
+_TLS_FAULTS = MappingProxyType(
+    {
+        "CERTIFICATE_VERIFY_FAILED": "its certificate is of no authority that is trusted here",
+        "is not in peer certificate": "its certificate is another name's",
+        "WRONG_VERSION_NUMBER": "it speaks no TLS",
+        "failed to connect to all addresses; last error: UNAVAILABLE": "it hangs up at once, as one does that wants TLS, or a "
+        "client's certificate",
+    }
+)
+
 
 def status_code(error: grpc.RpcError) -> grpc.StatusCode:
     """Why a call failed."""
@@ -90,15 +101,13 @@ def client_error(error: grpc.RpcError, address: str) -> ClientError:
     """The error to raise for a failed call to the gateway at `address`."""
     code = status_code(error)
     details = error.details() or ""
-    if code is grpc.StatusCode.UNAVAILABLE and "andshake failed" in details:
-        details = (
-            f"TLS with the gateway at {address} failed: {_tls_fault(details)}; see RAMIFY_TLS_CA, and for mTLS RAMIFY_TLS_CERT "
-            "and RAMIFY_TLS_KEY"
-        )
-    elif code is grpc.StatusCode.UNAVAILABLE and not said_by_gateway(error):
+    if code is grpc.StatusCode.UNAVAILABLE and not said_by_gateway(error):
         # The transport's own words ("failed to connect to all addresses; last error: ...") help nobody.
+        fault = next((words for sign, words in _TLS_FAULTS.items() if sign in details), None)
         details = (
             f"no gateway answers at {address}; start one with `ramify up`, or say where it is with --address or RAMIFY_ADDRESS"
+            if fault is None
+            else f"no connection with the gateway at {address}: {fault}; see RAMIFY_TLS_CA, and for mTLS RAMIFY_TLS_CERT"
         )
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED and not said_by_gateway(error):
         details = f"the gateway at {address} is too slow to answer; try again, or look at its health"
@@ -127,15 +136,6 @@ def _status(error: grpc.RpcError) -> status_pb2.Status | None:
     trailers = cast("tuple[tuple[str, str | bytes], ...]", tuple(error.trailing_metadata() or ()))
     bodies = [value for key, value in trailers if key == _STATUS_DETAILS_KEY]
     return status_pb2.Status.FromString(bodies[0]) if bodies and isinstance(bodies[0], bytes) else None
-
-
-def _tls_fault(details: str) -> str:
-    """What is wrong, in the transport's words or, where they are known, in better ones."""
-    if "CERTIFICATE_VERIFY_FAILED" in details:
-        return "its certificate is not of an authority that is trusted here"
-    if "WRONG_VERSION_NUMBER" in details:
-        return "it speaks without"
-    return details.partition("andshake failed: ")[2] or details
 
 
 @contextlib.contextmanager
