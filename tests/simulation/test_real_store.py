@@ -9,7 +9,8 @@ import pytest
 
 from ramify.scheduler.slots import SLOTS
 from ramify.store.database import Database
-from ramify.store.uploads import Chunk, NewProblem, Uploads
+from ramify.store.submissions import Chunk, NewProblem
+from ramify.store.uploads import Uploads
 from ramify.store.work import Work
 from ramify.v1 import job_pb2
 from tests.simulation.schedules import JOBS

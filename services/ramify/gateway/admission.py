@@ -7,7 +7,7 @@ from ramify.gateway.errors import InvalidRequest, NotReady
 from ramify.scheduler.policies.knobs import KnobError, nearest
 from ramify.scheduler.spec import PROBLEM, THOUGHTS_END, WHEN, fill_search, knobs_of
 from ramify.store.jobs import ModelRow
-from ramify.store.uploads import NewProblem
+from ramify.store.submissions import NewProblem
 from ramify.v1 import job_pb2
 from ramify.verifier.errors import ProblemError
 from ramify.verifier.rules import rule_here

@@ -24,7 +24,8 @@ from ramify.store.errors import UploadError
 from ramify.store.jobs import Jobs
 from ramify.store.rows import FINAL
 from ramify.store.standing import Standing
-from ramify.store.uploads import Chunk, NewProblem, Uploads
+from ramify.store.submissions import Chunk, NewProblem
+from ramify.store.uploads import Uploads
 from ramify.v1 import job_pb2, job_service_pb2
 from ramify.v1.job_service_pb2_grpc import JobServiceServicer
 

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ramify.store.clock import Clock, db_now_ms
 from ramify.store.database import Database, to_its_end
-from ramify.store.schema import DEFAULT_TENANT, audit
+from ramify.store.schema import DEFAULT_TENANT
+from ramify.store.schema import audit as table
 
 KEPT_DAYS = 400
 ROWS_A_SWEEP = 10_000
@@ -62,9 +64,9 @@ class Audit:
     @to_its_end
     async def latest(self, limit: int, tenant: str | None = None) -> list[Entry]:
         """The newest entries, the newest first; of one tenant, or of all."""
-        query = select(audit).order_by(audit.c.number.desc()).limit(limit)
+        query = select(table).order_by(table.c.number.desc()).limit(limit)
         if tenant is not None:
-            query = query.where(audit.c.tenant == tenant)
+            query = query.where(table.c.tenant == tenant)
         async with self.database.read() as connection:
             return [Entry(*row) for row in await connection.execute(query)]
 
@@ -78,18 +80,23 @@ async def record(
     outcome: str = OK,
     detail: str = "",
 ) -> None:
-    """Write an entry, in the transaction of what it tells of; texts that are too long are cut."""
+    """Write an entry, in the transaction of what it tells of."""
+    await connection.execute(insert(table).values(entry(at_ms, actor, action, subject, outcome, detail)))
+
+
+def entry(at_ms: int, actor: Actor, action: str, subject: str, outcome: str = OK, detail: str = "") -> dict[str, Any]:
+    """The columns of an entry. Too long texts are cut, and NULs, which no database keeps, left out."""
     texts = {"key_id": actor.name, "peer": actor.peer, "subject": subject, "outcome": outcome, "detail": detail}
     bounds = {"key_id": 64, "peer": 128, "subject": 128, "outcome": 32, "detail": DETAIL_MAX}
     values = {name: text.replace("\0", "")[: bounds[name]] for name, text in texts.items()}
-    await connection.execute(insert(audit).values(at_ms=at_ms, tenant=actor.tenant, action=action, **values))
+    return {"at_ms": at_ms, "tenant": actor.tenant, "action": action, **values}
 
 
 async def expire(connection: AsyncConnection, now_ms: int) -> int:
     """Delete what is older than `KEPT_DAYS`, up to `ROWS_A_SWEEP` entries, the oldest first; how many."""
-    oldest = select(audit.c.number, audit.c.at_ms).order_by(audit.c.number).limit(ROWS_A_SWEEP).subquery()
+    oldest = select(table.c.number, table.c.at_ms).order_by(table.c.number).limit(ROWS_A_SWEEP).subquery()
     past = select(oldest.c.number).where(oldest.c.at_ms < now_ms - KEPT_DAYS * 86_400_000)
     gone: Sequence[int] = (await connection.scalars(past)).all()
     if gone:  # they are numbered in the order of their times
-        await connection.execute(delete(audit).where(audit.c.number <= max(gone)))
+        await connection.execute(delete(table).where(table.c.number <= max(gone)))
     return len(gone)

@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -15,9 +16,11 @@ from ramify.store.database import Database, to_its_end
 from ramify.store.errors import InvalidName, KeyNotFound
 from ramify.store.schema import keys
 from ramify.store.tenants import DAY_MS, check_tenant
+from ramify.store.together import together
 
 SECRET_BYTES = 32
 NAME_MAX = 128
+KEYS_A_READ = 256
 _FORM = re.compile(r"rk_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 
 
@@ -112,12 +115,17 @@ class Keys:
             rows = await connection.execute(query if tenant is None else query.where(keys.c.tenant == tenant))
             return [_key(row) for row in rows]
 
-    @to_its_end
     async def find(self, key_id: str) -> Key | None:
         """The key of an id, good or not."""
-        async with self.database.read() as connection:
-            row = (await connection.execute(select(keys).where(keys.c.key_id == key_id))).one_or_none()
-        return None if row is None else _key(row)
+        return await _find(self.database, key_id)
+
+
+@together(most=KEYS_A_READ)
+async def _find(database: Database, key_ids: Sequence[str]) -> list[Key | Exception | None]:
+    async with database.read() as connection:
+        rows = await connection.execute(select(keys).where(keys.c.key_id.in_({*key_ids})))
+        found = {row.key_id: _key(row) for row in rows}
+    return [found.get(key_id) for key_id in key_ids]
 
 
 def parts_of(text: str) -> tuple[str, str] | None:

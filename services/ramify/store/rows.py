@@ -76,7 +76,7 @@ async def change_and_record(
         values: of the row.
     """
     row = await change(connection, number, cursor=jobs.c.cursor + 1, **values)
-    await connection.execute(insert(events).values(_event(row, now_ms() if at_ms is None else at_ms, notice)))
+    await connection.execute(insert(events).values(event_values(row, now_ms() if at_ms is None else at_ms, notice)))
     await notify(connection, Channel.EVENTS, row.job_id)
     return row
 
@@ -92,12 +92,13 @@ async def tell(
         some = jobs.c.number.in_(numbers[start : start + JOBS_A_STATEMENT])
         changed = update(jobs).where(some).values(cursor=jobs.c.cursor + 1, **values).returning(jobs)
         rows = (await connection.execute(changed)).all()
-        await connection.execute(insert(events), [_event(row, at_ms, notice) for row in rows])
+        await connection.execute(insert(events), [event_values(row, at_ms, notice) for row in rows])
         for row in rows:
             await notify(connection, Channel.EVENTS, row.job_id)
 
 
-def _event(row: JobRow, at_ms: int, notice: job_pb2.Notice | None) -> dict[str, Any]:
+def event_values(row: JobRow, at_ms: int, notice: job_pb2.Notice | None = None) -> dict[str, Any]:
+    """The row of `events` of a job's latest event."""
     body = job_pb2.JobEvent(
         cursor=row.cursor, time=timestamp(at_ms), state=row.state, progress=progress_message(row), notice=notice
     )

@@ -1,7 +1,7 @@
 """Tenants: who shares the system, what each may have at once and in a day, and what it has spent."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -110,49 +110,57 @@ async def spend(connection: AsyncConnection, shard: str, now_ms: int, spent: Map
         await connection.execute(insert_changed(connection, usage, values, changed=more))
 
 
-async def hold(connection: AsyncConnection, name: str) -> Tenant | None:
-    """What is said of a tenant, whose row nobody else holds to the end of the transaction; None: nothing."""
-    row = (await connection.execute(select(tenants).where(tenants.c.name == name).with_for_update())).one_or_none()
-    return None if row is None else _tenant(row)
+@dataclass(slots=True)
+class Room:
+    """What a tenant may still have, in a transaction that holds its row."""
 
+    tenant: Tenant
+    open_jobs: int  # counted only where it is bounded
+    tokens_today: int  # likewise
+    now_ms: int  # by the store's clock
 
-async def admit(connection: AsyncConnection, tenant: Tenant, chains: int, now_ms: int) -> None:
-    """Whether a tenant may have one more job, in the transaction that makes it and holds the tenant's row.
+    def admit(self, chains: int) -> None:
+        """One more job, of which a tree has so many chains at once.
 
-    Args:
-        connection: see above.
-        tenant: whose job it is.
-        chains: that one tree of the job has at once.
-        now_ms: time by the store's clock.
-
-    Raises:
-        QuotaExceeded: not now.
-        QuotaTooSmall: not this one.
-    """
-    name = tenant.name
-    if tenant.live_chains_max is not None and chains > tenant.live_chains_max:
-        raise QuotaTooSmall(
-            f"one tree of this job has {chains:,} chains at once, and tenant {name} may have {tenant.live_chains_max:,} in all "
-            "(live_chains_max): ask for fewer with n, or parallel and branch, or have the operator raise the bound"
-        )
-    if tenant.jobs_max is not None:
-        count = select(func.count()).select_from(jobs).where(jobs.c.tenant == name, jobs.c.state.in_(_OPEN))
-        if (there := int(await connection.scalar(count) or 0)) >= tenant.jobs_max:
+        Raises:
+            QuotaExceeded: not now.
+            QuotaTooSmall: not this one.
+        """
+        name, most = self.tenant.name, self.tenant
+        if most.live_chains_max is not None and chains > most.live_chains_max:
+            raise QuotaTooSmall(
+                f"one tree of this job has {chains:,} chains at once, and tenant {name} may have {most.live_chains_max:,} in all "
+                "(live_chains_max): ask for fewer with n, or parallel and branch, or have the operator raise the bound"
+            )
+        if most.jobs_max is not None and self.open_jobs >= most.jobs_max:
             raise QuotaExceeded(
-                f"tenant {name} has {there:,} open jobs, and may have {tenant.jobs_max:,} (jobs_max): wait for one to end, "
-                "cancel one, or have the operator raise the bound",
+                f"tenant {name} has {self.open_jobs:,} open jobs, and may have {most.jobs_max:,} (jobs_max): wait for one to "
+                "end, cancel one, or have the operator raise the bound",
                 name,
             )
-    if tenant.tokens_per_day_max is not None:
-        today = (usage.c.tenant == name) & (usage.c.day == now_ms // DAY_MS)
-        spent = int(await connection.scalar(select(func.sum(usage.c.tokens)).where(today)) or 0)
-        if spent >= tenant.tokens_per_day_max:
+        if most.tokens_per_day_max is not None and self.tokens_today >= most.tokens_per_day_max:
             raise QuotaExceeded(
-                f"tenant {name} has spent {spent:,} tokens today, and may spend {tenant.tokens_per_day_max:,} a day "
+                f"tenant {name} has spent {self.tokens_today:,} tokens today, and may spend {most.tokens_per_day_max:,} a day "
                 "(tokens_per_day_max): a new day begins at midnight UTC",
                 name,
-                retry_s=(DAY_MS - now_ms % DAY_MS) / 1000,
+                retry_s=(DAY_MS - self.now_ms % DAY_MS) / 1000,
             )
+        self.open_jobs += 1
+
+
+async def hold(connection: AsyncConnection, names: Collection[str], now_ms: int) -> dict[str, Room]:
+    """What some tenants may still have, by name, without those of whom nothing is said; nobody else holds them till the end."""
+    rows = await connection.execute(select(tenants).where(tenants.c.name.in_(names)).order_by(tenants.c.name).with_for_update())
+    held = {row.name: _tenant(row) for row in rows}
+    jobs_of, tokens_of = dict[str, int](), dict[str, int]()
+    if bounded := [name for name, tenant in held.items() if tenant.jobs_max is not None]:
+        count = select(jobs.c.tenant, func.count().label("jobs")).where(jobs.c.tenant.in_(bounded), jobs.c.state.in_(_OPEN))
+        jobs_of = {row.tenant: row.jobs for row in await connection.execute(count.group_by(jobs.c.tenant))}
+    if bounded := [name for name, tenant in held.items() if tenant.tokens_per_day_max is not None]:
+        today = (usage.c.tenant.in_(bounded)) & (usage.c.day == now_ms // DAY_MS)
+        spent = select(usage.c.tenant, func.sum(usage.c.tokens)).where(today).group_by(usage.c.tenant)
+        tokens_of = {name: int(tokens) for name, tokens in await connection.execute(spent)}
+    return {name: Room(tenant, jobs_of.get(name, 0), tokens_of.get(name, 0), now_ms) for name, tenant in held.items()}
 
 
 async def expire(connection: AsyncConnection, now_ms: int) -> None:

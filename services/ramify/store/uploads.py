@@ -1,44 +1,25 @@
 """Uploads: how a job and its problems come into the store, chunk by chunk, safe to repeat, and how they are undone."""
 
-import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from sqlalchemy import and_, func, insert, select
+from sqlalchemy import and_, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ramify.scheduler.forest.ids import tree_ids
 from ramify.store.audit import Actor, record
 from ramify.store.clock import db_now_ms, now_ms
 from ramify.store.database import Database, insert_new, to_its_end
 from ramify.store.errors import Conflict, Contention, JobNotFound, UploadEnded, UploadError
 from ramify.store.rows import JobRow, change, change_and_record, job_message, job_row, locked, problem_message
-from ramify.store.schema import DEFAULT_TENANT, SLOTS, jobs, problems, segments
-from ramify.store.tenants import admit, hold, scoped
+from ramify.store.schema import DEFAULT_TENANT, jobs, problems
+from ramify.store.submissions import Chunk, NewProblem, Submission, chains_at_once, expire, newest, problem_rows, submit
+from ramify.store.tenants import hold, scoped
+from ramify.store.together import together
 from ramify.store.wakeup import Channel, notify
 from ramify.v1 import job_pb2
 
-KEPT_MS = 24 * 3600 * 1000  # an upload that nobody goes on with is given up after this
+REQUESTS_A_READ = 256
 IDS_A_READ = 1000  # databases bound the variables of a statement
-
-
-@dataclass(frozen=True, slots=True)
-class NewProblem:
-    """A problem to be stored."""
-
-    problem: job_pb2.Problem
-    prompt: str  # as the models see it
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A part of an upload."""
-
-    offset: int  # index in the job of the first problem; without problems it means nothing
-    problems: Sequence[NewProblem]
-    last: bool  # the upload is complete with it
 
 
 class Uploads:
@@ -61,18 +42,15 @@ class Uploads:
         self._by = by
         self._tenant = DEFAULT_TENANT if by is None else by.tenant
 
-    @to_its_end
     async def find(self, request_id: str, asked: job_pb2.JobSpec) -> job_pb2.Job | None:
         """The job that a request has made before.
 
         Raises:
             Conflict: the request id was used with another spec.
         """
-        async with self.database.read() as connection:
-            row = await self._of_request(connection, request_id, _body(asked))
-        return job_message(row) if row is not None else None
+        row = await _of_requests(self.database, scoped(self._tenant, request_id))
+        return None if row is None else job_message(_alike(row, request_id, _body(asked)))
 
-    @to_its_end
     async def create(
         self, request_id: str, asked: job_pb2.JobSpec, filled: job_pb2.JobSpec, chunk: Chunk, call: str
     ) -> job_pb2.Job:
@@ -94,16 +72,21 @@ class Uploads:
             QuotaExceeded: the tenant has used up what it may have; never of a job that is there.
             QuotaTooSmall: the tenant may never have what the job needs.
         """
-        body = _body(asked)
+        new = Submission(scoped(self._tenant, request_id), self._tenant, self._by, _body(asked), filled, chunk.problems, call)
+        made = await submit(self.database, new, self._clock_ms) if chunk.whole else None
+        return made or await self._create(request_id, new, chunk)
+
+    @to_its_end
+    async def _create(self, request_id: str, new: Submission, chunk: Chunk) -> job_pb2.Job:
         async with self.database.write() as connection:
-            row = await self._of_request(connection, request_id, body, lock=True)
+            row = await self._of_request(connection, request_id, new.asked)
             if row is None:
-                row = await self._make(connection, request_id, body, filled, call)
+                row = await self._make(connection, request_id, new)
             if row is None:  # another call was faster: its job is there by now
-                row = await self._of_request(connection, request_id, body, lock=True)
+                row = await self._of_request(connection, request_id, new.asked)
             if row is None:
                 raise Contention(f"the job of request_id {request_id!r} was made and undone by another call meanwhile: try again")
-            return job_message(await self._store(connection, row, chunk, call))
+            return job_message(await self._store(connection, row, chunk, new.call))
 
     @to_its_end
     async def append(self, job_id: str, chunk: Chunk, call: str) -> job_pb2.Job:
@@ -137,51 +120,25 @@ class Uploads:
         async with self.database.write() as connection:
             await connection.execute(jobs.delete().where(mine))
 
-    async def _make(
-        self, connection: AsyncConnection, request_id: str, body: bytes, filled: job_pb2.JobSpec, call: str
-    ) -> JobRow | None:
+    async def _make(self, connection: AsyncConnection, request_id: str, new: Submission) -> JobRow | None:
         """The row of a new job, if the tenant may have one more, or None if there is one of the request by now."""
-        tenant = await hold(connection, self._tenant)
-        if tenant is not None:
+        room = (await hold(connection, {self._tenant}, await db_now_ms(connection))).get(self._tenant)
+        if room is not None:
             # Whoever held the tenant meanwhile may have made it, and what is there is never refused.
-            if (row := await self._of_request(connection, request_id, body, lock=True)) is not None:
+            if (row := await self._of_request(connection, request_id, new.asked)) is not None:
                 return row
-            await admit(connection, tenant, chains_at_once(filled.search), await db_now_ms(connection))
-        await self._expire(connection)
-        return await self._insert(connection, request_id, body, filled, call)
+            room.admit(chains_at_once(new.spec.search))
+        await expire(connection, self._clock_ms(), 1)
+        values = {**new.row(self._clock_ms()), "segment_floor": await newest(connection)}
+        made: JobRow | None = (
+            await connection.execute(insert_new(connection, jobs).values(values).returning(jobs))
+        ).one_or_none()
+        return made
 
-    async def _insert(
-        self, connection: AsyncConnection, request_id: str, body: bytes, filled: job_pb2.JobSpec, call: str
-    ) -> JobRow | None:
-        """The row of the new job, or None if there is one of the request by now."""
-        now = self._clock_ms()
-        values = {
-            "job_id": secrets.token_hex(8),
-            "tenant": self._tenant,
-            "priority": filled.priority,
-            "request_id": scoped(self._tenant, request_id),
-            "spec": filled.SerializeToString(deterministic=True),
-            "spec_asked": body,
-            "state": job_pb2.JOB_STATE_UPLOADING,
-            "segment_floor": await connection.scalar(select(func.coalesce(func.max(segments.c.segment_id), 0))),
-            "uploader": call,
-            "touched_ms": now,
-            "created_ms": now,
-        }
-        new = insert_new(connection, jobs).values(values).returning(jobs)
-        row: JobRow | None = (await connection.execute(new)).one_or_none()
-        return row
-
-    async def _of_request(
-        self, connection: AsyncConnection, request_id: str, body: bytes, *, lock: bool = False
-    ) -> JobRow | None:
+    async def _of_request(self, connection: AsyncConnection, request_id: str, body: bytes) -> JobRow | None:
         query = select(jobs).where(jobs.c.request_id == scoped(self._tenant, request_id))
-        row: JobRow | None = (await connection.execute(locked(query) if lock else query)).one_or_none()
-        if row is not None and row.spec_asked != body:
-            raise Conflict(
-                f"request_id {request_id!r} was used for job {row.job_id} with another spec; give that one, or take a new id"
-            )
-        return row
+        row: JobRow | None = (await connection.execute(locked(query))).one_or_none()
+        return None if row is None else _alike(row, request_id, body)
 
     async def _store(self, connection: AsyncConnection, row: JobRow, chunk: Chunk, call: str) -> JobRow:
         if not chunk.problems and not chunk.last:
@@ -193,7 +150,7 @@ class Uploads:
         changes: dict[str, Any] = {"touched_ms": self._clock_ms()}
         if new:
             await _unique_ids(connection, row, new)
-            await connection.execute(insert(problems), _problem_rows(row, chunk.offset + known, new))
+            await connection.execute(insert(problems), problem_rows(row, chunk.offset + known, new))
             changes |= {"uploader": call, "problems_total": row.problems_total + len(new)}
         if not chunk.last:
             return await change(connection, row.number, **changes)
@@ -206,26 +163,26 @@ class Uploads:
             await record(connection, await db_now_ms(connection), self._by, "CreateJob", row.job_id, detail=said)
         return await change_and_record(connection, row.number, **changes)
 
-    async def _expire(self, connection: AsyncConnection) -> None:
-        # One for each job that is made: so the time that it takes is bounded, and the number that is left as well.
-        stale = (
-            select(jobs.c.number)
-            .where(jobs.c.state == job_pb2.JOB_STATE_UPLOADING, jobs.c.touched_ms < self._clock_ms() - KEPT_MS)
-            .order_by(jobs.c.number)
-            .limit(1)
-            .with_for_update(skip_locked=True)  # somebody goes on with it just now, or undoes it
+
+@together(most=REQUESTS_A_READ)
+async def _of_requests(database: Database, request_ids: Sequence[str]) -> list[JobRow | Exception | None]:
+    async with database.read() as connection:
+        rows = await connection.execute(select(jobs).where(jobs.c.request_id.in_({*request_ids})))
+        found = {row.request_id: row for row in rows}
+    return [found.get(request_id) for request_id in request_ids]
+
+
+def _alike(row: JobRow, request_id: str, body: bytes) -> JobRow:
+    """The job that a request has made, if it has asked for the same. Raises `Conflict`."""
+    if row.spec_asked != body:
+        raise Conflict(
+            f"request_id {request_id!r} was used for job {row.job_id} with another spec; give that one, or take a new id"
         )
-        if (number := await connection.scalar(stale)) is not None:
-            await connection.execute(jobs.delete().where(jobs.c.number == number))
+    return row
 
 
 def _body(asked: job_pb2.JobSpec) -> bytes:
     return asked.SerializeToString(deterministic=True)
-
-
-def chains_at_once(search: job_pb2.Search) -> int:
-    """Chains that one tree has at most at a time, of a search with every default."""
-    return search.parallel * max(1, search.branch) if search.HasField("parallel") else search.n
 
 
 async def _check_known(connection: AsyncConnection, row: JobRow, chunk: Chunk) -> int:
@@ -269,19 +226,3 @@ async def _unique_ids(connection: AsyncConnection, job: JobRow, chunk: Sequence[
         twice = twice or await connection.scalar(query.limit(1))
     if twice is not None:
         raise UploadError(f"two problems have the id {twice!r}: ids are unique in a job, or empty")
-
-
-def _problem_rows(job: JobRow, first: int, chunk: Sequence[NewProblem]) -> list[dict[str, Any]]:
-    slots = tree_ids(job.job_id, np.arange(first, first + len(chunk))) % np.uint64(SLOTS)
-    return [
-        {
-            "job": job.number,
-            "index": first + place,
-            "slot": slot,
-            "problem_id": new.problem.id,
-            "text": new.problem.text,
-            "prompt": new.prompt,
-            "reference": new.problem.reference,
-        }
-        for place, (new, slot) in enumerate(zip(chunk, slots.tolist(), strict=True))
-    ]

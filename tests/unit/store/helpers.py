@@ -19,7 +19,8 @@ from ramify.scheduler.slots import slot_of
 from ramify.store.database import Database
 from ramify.store.schema import SLOTS, metadata
 from ramify.store.segments import NO_STEPS
-from ramify.store.uploads import Chunk, NewProblem, Uploads
+from ramify.store.submissions import Chunk, NewProblem
+from ramify.store.uploads import Uploads
 from ramify.store.work import Claim, OpenJob, Work
 from ramify.v1 import job_pb2
 

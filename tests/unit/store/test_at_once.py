@@ -16,7 +16,8 @@ from ramify.store.errors import Contention, StoreError, UploadEnded
 from ramify.store.jobs import Jobs, ModelRow
 from ramify.store.rows import job_row
 from ramify.store.schema import jobs as jobs_table
-from ramify.store.uploads import KEPT_MS, Uploads
+from ramify.store.submissions import KEPT_MS
+from ramify.store.uploads import Uploads
 from ramify.v1 import job_pb2
 from tests.unit.store.helpers import EMPTY, FILLED, SPEC, chunk, contents, count, running_job
 

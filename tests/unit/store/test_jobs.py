@@ -12,7 +12,8 @@ from ramify.store.errors import JobNotFound, ProblemNotFound
 from ramify.store.jobs import Jobs, ModelRow
 from ramify.store.looks import History, Place
 from ramify.store.schema import SLOTS
-from ramify.store.uploads import Chunk, Uploads
+from ramify.store.submissions import Chunk
+from ramify.store.uploads import Uploads
 from ramify.store.work import Work
 from ramify.v1 import job_pb2
 from tests.unit.store.helpers import (

@@ -8,7 +8,8 @@ from ramify.store.database import Database
 from ramify.store.errors import Conflict, JobNotFound, UploadEnded, UploadError
 from ramify.store.jobs import Jobs
 from ramify.store.schema import SLOTS
-from ramify.store.uploads import KEPT_MS, Chunk, NewProblem, Uploads
+from ramify.store.submissions import KEPT_MS, Chunk, NewProblem
+from ramify.store.uploads import Uploads
 from ramify.store.work import Work
 from ramify.v1 import job_pb2
 from tests.unit.store.helpers import EMPTY, FILLED, LAST, SPEC, TTL_MS, chunk, contents, count, open_job, problem

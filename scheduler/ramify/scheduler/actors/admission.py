@@ -24,7 +24,7 @@ from ramify.scheduler.slots import in_slots
 from ramify.scheduler.spec import plan_of
 from ramify.store.errors import Fenced
 from ramify.store.leases import Claim
-from ramify.store.uploads import chains_at_once
+from ramify.store.submissions import chains_at_once
 from ramify.store.work import OpenJob, Pins, WaitingProblem, Work
 from ramify.verifier.errors import VerifierError
 

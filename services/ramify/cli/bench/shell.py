@@ -43,7 +43,8 @@ from ramify.scheduler.memory import keep_freed_memory
 from ramify.scheduler.spec import fill_search
 from ramify.store.commits import encode
 from ramify.store.database import Database
-from ramify.store.uploads import Chunk, NewProblem, Uploads
+from ramify.store.submissions import Chunk, NewProblem
+from ramify.store.uploads import Uploads
 from ramify.v1 import job_pb2
 from ramify.v1 import verifier_service_pb2 as pb
 from ramify.verifier.client import ColumnsScored
