@@ -4,6 +4,7 @@ store_file = "/etc/ramify/store/url"
 verifier = {{ .Values.verifier.external | default (printf "%s-verifier-headless:50061" (include "ramify.fullname" .)) | toJson }}
 fleet_file = "/etc/ramify/fleet.toml"
 shards = {{ .Values.ray.schedulers.shards }}
+shard_cpus = 1
 shard_labels = { "ramify.dev/role" = "scheduler" }
 lease_s = {{ .Values.shards.leaseSeconds }}
 trees_max = {{ .Values.shards.treesMax }}

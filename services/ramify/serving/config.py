@@ -51,6 +51,7 @@ class SystemFile(Table):
     retain_days: Annotated[float, Field(ge=0)] | None = None  # jobs that ended longer ago are deleted; None: none is
     trees_max: Annotated[int, Field(ge=1)] = ShellLimits().trees_max
     cluster: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]*$")] = ""  # of Ray; empty: as the environment says
+    shard_cpus: Annotated[float, Field(ge=0)] = 0  # that Ray keeps for each; without, all may be on one node
     shard_labels: dict[str, str] = Field(default_factory=dict)  # of the nodes where supervisor and shards run
     fleet: dict[str, Any] | None = None  # see docs/regions.md
     fleet_file: Path | None = None  # that holds it instead
@@ -98,6 +99,7 @@ def parse_system(content: Mapping[str, Any], environment: Mapping[str, str] = os
         labels=file.shard_labels,
         verifier_tls=_tls(file.verifier_tls),
         strays=False,
+        shard_cpus=file.shard_cpus,
         cluster=file.cluster or environment.get(CLUSTER_VARIABLE, ""),
     )
     return Source(config, () if file.fleet_file is None else (file.fleet_file,))

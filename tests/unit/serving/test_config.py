@@ -14,6 +14,7 @@ WHOLE = """
 store_file = "{folder}/url"
 verifier = "dns:///verifier:50061"
 shards = 2
+shard_cpus = 1
 lease_s = 20
 retain_days = 0.5
 trees_max = 100
@@ -42,7 +43,7 @@ def test_a_system_file_is_read(tmp_path: Path) -> None:
     assert source.files == (path,)
     assert (config.store_url, config.verifier_address) == ("postgresql://there/ramify", "dns:///verifier:50061")
     assert config.verifier_tls == ClientTls(tmp_path / "ca.pem")
-    assert (config.shards, config.cluster, len(config.fleet.engines)) == (2, "blue", 2)
+    assert (config.shards, config.shard_cpus, config.cluster, len(config.fleet.engines)) == (2, 1, "blue", 2)
     limits = config.limits
     assert (limits.lease_ms, limits.retention_ms, limits.trees_max) == (20_000, 12 * 60 * 60 * 1000, 100)
     assert shard_choices(config, 0) == [{"ramify.dev/role": "scheduler"}], "no shard strays onto a machine of the engines"

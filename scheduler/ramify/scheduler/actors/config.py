@@ -95,6 +95,7 @@ class SystemConfig:
     shard_labels: tuple[Mapping[str, str], ...] = ()  # of those where the first shards do instead
     verifier_tls: ClientTls | None = None  # its files are where the shards are; None: no TLS
     strays: bool = True  # whether supervisor and shards run on any other node while there is none with their labels
+    shard_cpus: float = 0  # that Ray keeps for each shard: as many as a node has, and no other shard is there
     cluster: str = ""  # of Ray; tells its shards from those of others that share the store
 
     def verifier(self) -> VerifierClient:

@@ -172,7 +172,7 @@ def start_shard(index: int, config: SystemConfig, engines: Sequence[EngineHandle
         namespace=NAMESPACE,
         lifetime="detached",
         get_if_exists=True,
-        num_cpus=0,
+        num_cpus=config.shard_cpus,
         max_restarts=-1,
         max_task_retries=0,
         **placed(shard_choices(config, index)),
