@@ -9,14 +9,14 @@ import pytest
 from ramify.client import Client
 from ramify.v1 import job_pb2
 from tests.faults.runs import outcome, owners, problems
-from tests.faults.system import System
+from tests.faults.system import System, end
 from tests.postgres import Postgres
 from tests.upgrade.releases import NEW, Release, roles
 from tests.upgrade.test_rolling import PROBLEMS, replace, submitted
 from tests.upgrade.test_rolling import before as before  # a fixture
 from tests.waiting import until
 
-LONG = problems(100)
+LONG = problems(300)
 
 pytestmark = pytest.mark.faults  # two Ray clusters
 
@@ -33,9 +33,8 @@ def cluster(home: Path, store_url: str) -> Iterator[System]:
     system = System(home, store_url)
     try:
         yield system
-    except BaseException:
-        system.kill_everything()
-        raise
+    finally:
+        end(*system.look())
 
 
 def test_a_cluster_takes_over_while_a_job_runs(
@@ -58,8 +57,8 @@ def test_a_cluster_takes_over_while_a_job_runs(
         until(lambda: shards(postgres.url) == both)
         replace(services, "gateway", NEW)
         watched = submitted(services, "on both", LONG)
-        assert old.stop()["drained"]
         assert watched.events[-1].state == job_pb2.JOB_STATE_RUNNING, "this would show nothing"
+        assert old.stop()["drained"]
         until(lambda: shards(postgres.url) == {"green/shard:0", "green/shard:1"})
         again = submitted(services, "undisturbed", LONG)
         for each in (first, watched, again):
