@@ -10,6 +10,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from ramify import logs
 from ramify.gateway.errors import CannotListen
 from ramify.gateway.server import Gateway
 from ramify.health import health_listener
@@ -29,7 +30,7 @@ EXIT_STARTUP = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT. Returns the exit code: 0 after a stop, 2 if it cannot start."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(options.log_format, options.log_level)
     try:
         asyncio.run(_serve(options))
     except (CannotListen, CannotOpen, TlsError, OSError) as error:
@@ -57,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--ready-file", type=Path, help="written once it serves: its address and pid, as JSON")
     parser.add_argument("--exit-with-stdin", action="store_true", help="stop when standard input ends")
-    parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    parser.add_argument("--log-level", default="", choices=logs.LEVELS, help=f"else {logs.LEVEL_VARIABLE}, or INFO")
+    parser.add_argument("--log-format", default="", choices=logs.FORMATS, help=f"else {logs.FORMAT_VARIABLE}, or text")
     return parser
 
 

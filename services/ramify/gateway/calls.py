@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from ramify import logs
 from ramify.gateway.access import Access, Caller
 from ramify.gateway.errors import Forbidden, GatewayError, SlowReader, TooManyCalls, Unauthenticated, status_of
 from ramify.gateway.limits import GatewayLimits
@@ -77,10 +78,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def _call(self, method: str, context: Any, request: Any) -> AsyncIterator[Caller]:
         """Let a caller in, and turn what the block raises into its status."""
         context.set_trailing_metadata(_TRAILERS)
-        with self._metrics.call(method) as call:
+        with self._metrics.call(method) as call, logs.about(job=getattr(request, "job_id", "")):
             try:
                 found = await self._access.admit(method, context.invocation_metadata() or (), context.peer())
-                with self._calls.one(found.actor.tenant):
+                with self._calls.one(found.actor.tenant), logs.about(tenant=found.actor.tenant):
                     yield found
             except Exception as error:
                 status = status_of(error)

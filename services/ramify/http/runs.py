@@ -82,7 +82,7 @@ class Runs:
         try:
             await client.cancel(job_id)
         except ClientError as error:
-            log.warning("job %s, for which nobody waits any more, goes on: %s", job_id, error)
+            log.warning("job %s, for which nobody waits any more, goes on: %s", job_id, error, extra={"job": job_id})
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T], within_s: float) -> T:

@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from ramify import logs
 from ramify.scheduler.actors.config import NAMESPACE
 from ramify.scheduler.actors.engine_actor import PREFIX as ENGINE
 from ramify.scheduler.actors.named import SUPERVISOR, actor_names
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--within-s", type=float, default=WITHIN_S, help="for shards to commit and engines to end their steps")
     parser.add_argument("--address", default=os.environ.get("RAY_ADDRESS", "auto"), help="of Ray; as a rule, found by itself")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure()
     try:
         ray.init(address=options.address, log_to_driver=False, logging_level=logging.ERROR)
         left = asyncio.run(leave(ray.get_runtime_context().get_node_id(), options.within_s))

@@ -14,6 +14,7 @@ import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatus
 
+from ramify import logs
 from ramify.scheduler.actors.config import DRAIN_S, SystemConfig, supervisor_choices, unplaceable
 from ramify.scheduler.actors.lanes import told
 from ramify.scheduler.actors.named import actor_names, end_actors
@@ -59,6 +60,7 @@ class System:
         Raises:
             ServingError: why it can't be had now; Serve shows it, and tries again.
         """
+        logs.configure()
         self._patience_s = patience_s
         self._watched = Watched(read, files, Misconfigured)
         self._restart_for: list[str] = []  # what has changed and takes a start of everything

@@ -13,6 +13,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from ramify import logs
 from ramify.health import health_listener
 from ramify.metrics import metrics_server
 from ramify.process import stop_event, write_ready_file
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m ramify.v
         The exit code: 0 after a stop, 1 if a model can score no more, 2 if it cannot start.
     """
     options = _parser(prog).parse_args(arguments)
-    logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(options.log_format, options.log_level)
     try:
         asyncio.run(_serve(options))
     except StartupError as error:
@@ -65,7 +66,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--drain-s", type=float, default=DRAIN_S_MAX, help="for open calls, once it is to stop")
     parser.add_argument("--ready-file", type=Path, help="written once it serves: its address and pid, as JSON")
     parser.add_argument("--exit-with-stdin", action="store_true", help="stop when standard input ends")
-    parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    parser.add_argument("--log-level", default="", choices=logs.LEVELS, help=f"else {logs.LEVEL_VARIABLE}, or INFO")
+    parser.add_argument("--log-format", default="", choices=logs.FORMATS, help=f"else {logs.FORMAT_VARIABLE}, or text")
     return parser
 
 

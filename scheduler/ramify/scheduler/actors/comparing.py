@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
+from ramify import logs
 from ramify.scheduler.commands import Compare
 from ramify.scheduler.comparers import LOAD_S, UnknownRule, ask, check_rule
 from ramify.scheduler.events import AnswersGrouped, Event
@@ -95,19 +96,20 @@ class Comparing:
 
     async def _carry_out(self, command: Compare) -> None:
         plan, rule = command.plan, command.plan.compare
-        try:
-            check_rule(rule)
-        except UnknownRule as error:
-            # It was known at submission: a package is missing here that the gateway has.
-            log.error("answers of job %s are compared as texts: %s", plan.job_id, error)
-            rule = ""
-        bounds = [0, *(np.flatnonzero(np.diff(command.tree_id)) + 1).tolist(), len(command.answers)]
-        answers = [command.answers[start:end] for start, end in itertools.pairwise(bounds)]
-        found = await asyncio.gather(*(self._group(plan.job_id, rule, plan.tolerance, each) for each in answers))
-        group = np.array([number for each in found for number in each], np.int32)
-        self._post(AnswersGrouped(command.tree_id, command.node_id, group))
+        with logs.about(job=plan.job_id):
+            try:
+                check_rule(rule)
+            except UnknownRule as error:
+                # It was known at submission: a package is missing here that the gateway has.
+                log.error("answers of job %s are compared as texts: %s", plan.job_id, error)
+                rule = ""
+            bounds = [0, *(np.flatnonzero(np.diff(command.tree_id)) + 1).tolist(), len(command.answers)]
+            trees = [(int(command.tree_id[start]), command.answers[start:end]) for start, end in itertools.pairwise(bounds)]
+            found = await asyncio.gather(*(self._group(plan.job_id, rule, plan.tolerance, *each) for each in trees))
+            group = np.array([number for each in found for number in each], np.int32)
+            self._post(AnswersGrouped(command.tree_id, command.node_id, group))
 
-    async def _group(self, job_id: str, rule: str, tolerance: float, answers: list[str]) -> list[int]:
+    async def _group(self, job_id: str, rule: str, tolerance: float, tree_id: int, answers: list[str]) -> list[int]:
         """The groups of one tree's answers."""
         found = {"": NO_ANSWER}
         async with self._open:
@@ -116,7 +118,8 @@ class Comparing:
                 if text not in found:
                     found[text] = await self._first(tree, text)
         if tree.failed:
-            log.warning("job %s: %d pairs of answers count as different, as %s", job_id, len(tree.failed), tree.failed[0])
+            said = "job %s: %d pairs of answers count as different, as %s"
+            log.warning(said, job_id, len(tree.failed), tree.failed[0], extra={"tree": str(tree_id)})
         return [found[text] for text in answers]
 
     async def _first(self, tree: Tree, text: str) -> int:

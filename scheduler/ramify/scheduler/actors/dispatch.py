@@ -322,7 +322,8 @@ class Dispatcher:
         """Send nothing more to an engine until it answers again; what waits for it goes elsewhere."""
         if not lane.alive:
             return
-        log.warning("%s; %d steps go elsewhere", reason, lane.load - (lane.under_way if lane.leaves else 0))
+        steps = lane.load - (lane.under_way if lane.leaves else 0)
+        log.warning("%s; %d steps go elsewhere", reason, steps, extra={"engine": lane.engine.name})
         lane.alive, lane.reason = False, reason
         self._homes.lost(lane)
         for queue in lane.queues:
@@ -343,7 +344,7 @@ class Dispatcher:
                 self._changed |= lane.alive
             except Exception as error:  # it is still away
                 lane.reason = told(error)
-                log.info("engine %s is still away: %s", lane.engine.name, lane.reason)
+                log.info("engine %s is still away: %s", lane.engine.name, lane.reason, extra={"engine": lane.engine.name})
                 await self._sleep(pause_s * random.uniform(0.5, 1.0))  # those who lost one engine must not all come back at once
                 pause_s = min(2 * pause_s, PROBE_S_MAX)
         log.info("engine %s has %s", lane.engine.name, lane.info.name if lane.info else "nothing")

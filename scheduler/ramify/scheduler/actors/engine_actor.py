@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from ramify import logs
 from ramify.scheduler.actors.config import NAMESPACE, REGION_LABEL, EngineConfig, placed, selectors, unplaceable
 from ramify.scheduler.actors.gate import Gate
 from ramify.scheduler.actors.metrics import TELL_S, EngineMetrics
@@ -49,6 +50,7 @@ class EngineActor:
     """Holds one engine. A restart loses its cache and what it was sampling, nothing else."""
 
     def __init__(self, config: EngineConfig) -> None:
+        logs.configure(engine=config.name)
         self._config = config
         self._rows_open = 0
         self._quiet = asyncio.Event()

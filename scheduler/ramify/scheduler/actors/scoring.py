@@ -264,7 +264,8 @@ class Scoring:
         self._absences.pop(kind.model, None)
         if error is not None:
             bug = None if isinstance(error, VerifierError) else error
-            log.error("chains of job %s can't be scored with %s: %s", jobs_of(batch), kind.model, error, exc_info=bug)
+            said, jobs = "chains of job %s can't be scored with %s: %s", jobs_of(batch)
+            log.error(said, jobs, kind.model, error, exc_info=bug, extra={"job": jobs})
             self._give_up(batch, str(error))
         elif kind.checks:
             self._check(batch, task.result().scores)
@@ -295,7 +296,8 @@ class Scoring:
             advice_s = error.retry_delay_ms / 1000 if isinstance(error, OverloadedError) else 0.0
             absence.until_s = now_s + max(pause_s, advice_s)
             absence.failures += 1
-            log.warning("%d chains of job %s wait for %s: %s", sum(map(len, batch)), jobs_of(batch), model, error)
+            said, jobs = "%d chains of job %s wait for %s: %s", jobs_of(batch)
+            log.warning(said, sum(map(len, batch)), jobs, model, error, extra={"job": jobs})
         lost = list[Ask]()
         again, self._waiting = flatten(batch, *self._waiting.values()), {}
         for ask in again:

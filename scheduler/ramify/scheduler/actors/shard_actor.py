@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from ramify import logs
 from ramify.scheduler.actors.aside import Aside
 from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, FleetConfig, SystemConfig, placed, shard_choices, shard_owner
 from ramify.scheduler.actors.lanes import EngineHandle
@@ -53,6 +54,7 @@ class ShardActor:
         engines: Sequence[EngineHandle],
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
+        logs.configure(shard=str(index))
         keep_freed_memory()
         sys.setswitchinterval(SWITCH_S)
         self._index, self._config, self._engines, self._fleet = index, config, engines, config.fleet

@@ -16,6 +16,7 @@ import ray
 import tenacity
 from sqlalchemy.exc import SQLAlchemyError
 
+from ramify import logs
 from ramify.scheduler.actors.autoscaler import Autoscaler
 from ramify.scheduler.actors.config import (
     DRAIN_S,
@@ -68,6 +69,7 @@ class Supervisor:
     """One in a system. What it has started outlives it; Ray restarts it, and it looks after what is there."""
 
     def __init__(self, config: SystemConfig) -> None:
+        logs.configure()
         self._config = config
         self._keeper = EngineKeeper(config.fleet, config.store_url, self._tell_shards)
         self._shards: dict[int, Shard] = {}
@@ -243,10 +245,10 @@ class Supervisor:
                 shard.failure, shard.well_s = "", time.monotonic()
             except TimeoutError:
                 shard.failure = f"it does not answer within {ANSWER_S:.0f} s: {await self._lacks(index)}"
-                log.error("shard %d stands still: %s", index, shard.failure)
+                log.error("shard %d stands still: %s", index, shard.failure, extra={"shard": str(index)})
             except Exception as error:  # its process died, or its shell did: the next look starts it anew
                 shard.failure = str(error)
-                log.error("shard %d failed: %s", index, error)
+                log.error("shard %d failed: %s", index, error, extra={"shard": str(index)})
 
     async def _look(self) -> None:
         """See which engines are alive, and have more or fewer of those that come and go by what they have to do."""
