@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import asdict, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -49,7 +49,7 @@ def set_tenant(
         "live_chains_max": live_chains_max,
         "tokens_per_day_max": tokens_per_day_max,
     }
-    changes = {field: None if value == NONE else value for field, value in given.items() if value is not None}
+    changes: dict[str, Any] = {field: None if value == NONE else value for field, value in given.items() if value is not None}
     by = operator()
 
     async def change(database: Database) -> Standing:

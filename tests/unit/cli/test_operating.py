@@ -21,7 +21,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_life_of_a_key(ramify: Ramify) -> None:
     made = ramify("keys", "create", "--tenant", "acme", "--role", "read", "--name", "ci", "--expires-days", "90")
     parts = parts_of(made.out.strip())
-    assert made.code == 0 and parts is not None, made
+    assert made.code == 0
+    assert parts is not None
     assert f"key {parts[0]} of tenant acme, role read, until " in made.err
     assert parts[1] not in made.err
     listed = ramify("keys", "list").out
