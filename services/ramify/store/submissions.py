@@ -10,7 +10,7 @@ from sqlalchemy import func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ramify.scheduler.forest.ids import tree_ids
-from ramify.store import audit
+from ramify.store import audit, schema
 from ramify.store.audit import Actor
 from ramify.store.clock import db_now_ms
 from ramify.store.database import Database, insert_new
@@ -100,7 +100,7 @@ async def submit(
             if each.by is not None and (row := made.get(each.request_id)) is not None
         ]
         if audited:
-            await connection.execute(insert(audit.table), audited)
+            await connection.execute(insert(schema.audit), audited)
         for row in made.values():
             await notify(connection, Channel.JOBS, row.job_id)
     jobs_made = {id(each): job_message(made[each.request_id]) for each in new if each.request_id in made}

@@ -211,6 +211,11 @@ class FakeGateway(job_service_pb2_grpc.JobServiceServicer):
             bare = job_pb2.Tree(job_id=request.job_id, problem_index=request.problem_index, problem=problem)
             return job_service_pb2.GetTreeResponse(tree=fake.trees.get(request.problem_index, bare))
 
+    def ListModels(  # noqa: N802
+        self, request: job_service_pb2.ListModelsRequest, context: grpc.ServicerContext
+    ) -> job_service_pb2.ListModelsResponse:
+        return job_service_pb2.ListModelsResponse(models=[job_service_pb2.JobModel(kind="generator", name="tiny24")])
+
     # Below, the lock is held.
 
     def _fail_if_told(self, context: grpc.ServicerContext) -> None:
