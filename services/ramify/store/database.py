@@ -196,7 +196,7 @@ class Database:
                 before_sleep=lambda _: log.warning("others hold the store's tables, which are to change: trying again"),
                 reraise=True,
             )
-            done = await again(self._migrate)
+            done: Migration = await again(self._migrate)
         except (SQLAlchemyError, CommandError, CannotOpen, OSError) as error:
             await self.close()
             told = reason(error)

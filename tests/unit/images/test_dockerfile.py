@@ -42,7 +42,7 @@ def test_the_linter_has_nothing_to_say() -> None:
     hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent))
     if hadolint is None:
         pytest.skip("no hadolint (pip install -e '.[dev]')")
-    command = [hadolint, "--format", "json", "--config", FOLDER / "hadolint.yaml", FOLDER / "Dockerfile"]
+    command = [hadolint, "--format", "json", "--config", str(FOLDER / "hadolint.yaml"), str(FOLDER / "Dockerfile")]
     told = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (json.loads(told.stdout), told.returncode) == ([], 0)
 
