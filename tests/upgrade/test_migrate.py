@@ -82,6 +82,21 @@ async def test_a_version_refuses_later_tables_that_do_not_admit_it(store_url: st
         await database.migrate()
 
 
+async def test_who_does_not_migrate_says_that_somebody_must(store_url: str) -> None:
+    database = Database(store_url)
+    with pytest.raises(CannotOpen, match=r"it has no tables of Ramify, and this version works with .*: run `ramify migrate`"):
+        await database.check()
+    async with database.write() as connection:
+        await connection.run_sync(upgrade, BEFORE)
+    with pytest.raises(CannotOpen, match=f"its tables are of revision {BEFORE}, and this version works with"):
+        await database.check()
+    await database.migrate()
+    await database.check()
+    await name(database, "9999", newest())
+    await database.check()
+    await database.close()
+
+
 # --- what the command says --------------------------------------------------------------------------------------------
 
 

@@ -77,8 +77,7 @@ async def _serve(options: argparse.Namespace) -> None:
             ends.enter_context(metrics_server(options.metrics, registry))
         database = Database(url)
         ends.push_async_callback(database.close)
-        if not options.no_migrate:
-            await database.migrate()
+        await (database.check() if options.no_migrate else database.migrate())
         gateway = Gateway(database, tls=tls, keys=options.keys, registry=registry)
         if options.health:  # ends after the gateway: it is to tell that nobody serves any more
             log.info("health is at %s", await ends.enter_async_context(health_listener(options.health, gateway.health)))

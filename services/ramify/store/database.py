@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from ramify.store.errors import CannotOpen, Contention, StoreBusy
 from ramify.store.failures import kind_of, reason, translated
-from ramify.store.migration import Migration, upgrade
+from ramify.store.migration import Migration, check, upgrade
 from ramify.store.wakeup import announce, forget
 
 if TYPE_CHECKING:
@@ -202,10 +202,27 @@ class Database:
             told = reason(error)
             if _is_busy(error):
                 told += ": others hold what it takes; end what lasts so long there, such as a backup, and try again"
-            raise CannotOpen(f"the store {url.render_as_string(hide_password=True)} can't be used: {told}") from error
+            raise CannotOpen(f"the store {self._shown} can't be used: {told}") from error
         if done.before != done.after:
             log.info("the store's tables are of revision %s now, and were of %s", done.after, done.before or "none")
         return done
+
+    async def check(self) -> None:
+        """See that there are tables with which this version can work; changes nothing.
+
+        Raises:
+            CannotOpen: there are none; or the database can't be reached.
+        """
+        try:
+            async with self.engine.connect() as connection:
+                await connection.run_sync(check)
+        except (SQLAlchemyError, CannotOpen, OSError) as error:
+            await self.close()
+            raise CannotOpen(f"the store {self._shown} can't be used: {reason(error)}") from error
+
+    @property
+    def _shown(self) -> str:
+        return make_url(self.url).render_as_string(hide_password=True)
 
     async def _migrate(self) -> Migration:
         async with self._writing() as connection:

@@ -65,6 +65,15 @@ def look(connection: Connection) -> Tables:
     return Tables(revision, Fit.AHEAD if _readable_from(connection) in known() else Fit.UNKNOWN)
 
 
+def check(connection: Connection) -> None:
+    """Raises `CannotOpen` where there are no tables with which this version can work as they are."""
+    there = look(connection)
+    if there.fit in (Fit.MISSING, Fit.OLD):
+        found = f"its tables are of revision {there.revision}" if there.revision else "it has no tables of Ramify"
+        raise CannotOpen(f"{found}, and this version works with {newest()}: run `ramify migrate` of this version first")
+    _refuse_unknown(there)
+
+
 def upgrade(connection: Connection) -> Migration:
     """Make the tables this version's, in the connection's transaction; newer ones that it can work with stay as they are.
 
@@ -72,11 +81,7 @@ def upgrade(connection: Connection) -> Migration:
         CannotOpen: they are of a newer version that says that this one can't work with them.
     """
     there = look(connection)
-    if there.fit is Fit.UNKNOWN:
-        raise CannotOpen(
-            f"its tables are of revision {there.revision}, and this version of Ramify knows up to {newest()}: "
-            "run the version that has migrated it, or a later one"
-        )
+    _refuse_unknown(there)
     if there.fit in (Fit.CURRENT, Fit.AHEAD):
         return Migration(there.revision, there.revision)
     config = Config()
@@ -84,6 +89,14 @@ def upgrade(connection: Connection) -> Migration:
     config.attributes["connection"] = connection
     alembic.command.upgrade(config, "head")
     return Migration(there.revision, newest())
+
+
+def _refuse_unknown(there: Tables) -> None:
+    if there.fit is Fit.UNKNOWN:
+        raise CannotOpen(
+            f"its tables are of revision {there.revision}, and this version of Ramify knows up to {newest()}: "
+            "run the version that has migrated it, or a later one"
+        )
 
 
 def _readable_from(connection: Connection) -> str | None:
