@@ -4,6 +4,8 @@ import typer
 
 from ramify.cli.bench.core import core
 from ramify.cli.bench.durable import durable
+from ramify.cli.bench.fairness import fairness
+from ramify.cli.bench.gateway import gateway
 from ramify.cli.bench.latency import latency
 from ramify.cli.bench.quality import quality
 from ramify.cli.bench.recovery import recovery
@@ -16,7 +18,9 @@ app.command()(quality)
 app.command()(core)
 app.command()(latency)
 app.command()(verifier)
+app.command()(gateway)
 app.command()(durable)
 app.command()(recovery)
 app.command()(utilization)
 app.command()(shell)
+app.command()(fairness)
