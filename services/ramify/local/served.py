@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ramify.client.settings import Settings
 from ramify.local.errors import Misconfigured, StartFailed
@@ -10,6 +10,9 @@ from ramify.tls import ServerTls
 
 if TYPE_CHECKING:
     from ramify.scheduler.actors.config import SystemConfig
+
+
+HTTP, SYSTEM = "http", "system"  # names of applications
 
 
 def check_http(http: str, gateway_tls: ServerTls | None) -> None:
@@ -23,34 +26,32 @@ def check_http(http: str, gateway_tls: ServerTls | None) -> None:
 
 def deploy(system: "SystemConfig", fleet: Path | None, patience_s: float) -> None:
     """Start the system as the application `system`; returns when jobs can be submitted. Raises `StartFailed`."""
-    from ray import serve
-
     from ramify.serving.config import with_fleet
-    from ramify.serving.system import NAME, System
+    from ramify.serving.system import System
 
-    app = System.bind(partial(with_fleet, system, fleet), patience_s)  # type: ignore[attr-defined] # Serve has no types
-    try:
-        serve.run(app, name=NAME, route_prefix=None)
-    except RuntimeError as error:
-        told = serve.status().applications[NAME].message
-        raise StartFailed(f"the scheduler did not start: {told.strip().splitlines()[-1]}") from error
+    _run(System.bind(partial(with_fleet, system, fleet), patience_s), SYSTEM, None)  # type: ignore[attr-defined] # Serve has no types
 
 
-def deploy_http(http: str, gateway: str) -> None:
+def deploy_http(gateway: str) -> None:
     """Start the HTTP surface as the application `http`. Raises `StartFailed`."""
-    from ray import serve
-
     from ramify.http.settings import HttpSettings
-    from ramify.serving.surface import NAME, Surface
+    from ramify.serving.surface import Surface
 
     settings = Settings()
     surface = HttpSettings(
         gateway=gateway, tls=settings.tls, tls_ca=settings.tls_ca, tls_cert=settings.tls_cert, tls_key=settings.tls_key
     )
+    _run(Surface.bind(surface), HTTP, "/")  # type: ignore[attr-defined]
+
+
+def _run(app: Any, name: str, route_prefix: str | None) -> None:
+    from ray import serve
+
     try:
-        serve.run(Surface.bind(surface), name=NAME, route_prefix="/")  # type: ignore[attr-defined]
+        serve.run(app, name=name, route_prefix=route_prefix)
     except RuntimeError as error:
-        raise StartFailed(f"the HTTP surface did not start: {serve.status().applications[NAME].message}") from error
+        told = "".join(each.message for each in serve.status().applications[name].deployments.values())
+        raise StartFailed(f"the application {name} did not start: {told.strip().splitlines()[-1]}") from error
 
 
 def start(http: str) -> None:
@@ -65,5 +66,5 @@ def delete() -> None:
     """End the applications: open requests first, then the shards commit, and all actors end."""
     from ray import serve
 
-    for name in [name for name in ("http", "system") if name in serve.status().applications]:
+    for name in [name for name in (HTTP, SYSTEM) if name in serve.status().applications]:
         serve.delete(name)

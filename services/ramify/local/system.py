@@ -244,7 +244,7 @@ class LocalSystem:
         self._served = True
         served.deploy(system, self.config.fleet, patience_s)
         if self.config.http:
-            served.deploy_http(self.config.http, self.address)
+            served.deploy_http(self.address)
 
     def _look_at_fleet(self) -> None:
         """Have the fleet that its file describes now, as often as that takes; one that can't be read changes nothing."""

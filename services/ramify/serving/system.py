@@ -140,6 +140,8 @@ async def _placed(config: SystemConfig) -> Any:
             await supervisor.health.remote()
     except TimeoutError:
         why = unplaceable(supervisor_choices(config), 0, await asyncio.to_thread(ray.nodes))
+        if why:  # what comes next may have it elsewhere
+            ray.kill(supervisor)
         raise ServingError(
             f"the supervisor has not started within {PLACED_S:.0f} s: {why or 'Ray has no room for it, or is just starting it'}"
         ) from None
