@@ -112,6 +112,8 @@ def test_ray_reads_what_it_is_given(preset: str, tmp_path: Path) -> None:
     groups = of(objects, "RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     nodes = [{**group.get("labels", {})} for group in groups]
     assert any(config.labels.items() <= labels.items() for labels in nodes), "no node is for the shards"
+    room = [int(group["rayStartParams"].get("num-cpus", 0)) for group in groups if group["groupName"] == "schedulers"]
+    assert config.shard_cpus * config.shards <= room[0] * groups[0]["replicas"] < config.shards + groups[0]["replicas"]
     for engine in fleet.engines:
         wanted = {**engine.labels, **({fleet.region_label: engine.region} if engine.region else {})}
         assert [group["groupName"] for group, labels in zip(groups, nodes, strict=True) if wanted.items() <= labels.items()] == [
