@@ -20,6 +20,7 @@ import pytest
 from ramify.scheduler.actors import admission, housekeeping
 from ramify.scheduler.forest.ids import root_ids
 from ramify.store.errors import Fenced, StoreUnavailable
+from ramify.store.schema import DEFAULT_TENANT
 from ramify.store.work import WaitingProblem
 from ramify.v1 import job_pb2
 from tests.simulation import laws
@@ -120,9 +121,10 @@ class Cluster:
 
     def _submit(self, work: Work) -> None:
         problems = {problem: WaitingProblem(problem, f"problem {problem}", "") for problem in work.problems}
-        spec = job_pb2.JobSpec(generator="generator", verifier="verifier", checker=work.plan.checker)
+        plan = work.plan
+        spec = job_pb2.JobSpec(generator="generator", verifier="verifier", checker=plan.checker, priority=plan.priority)
         spec.search.seed = work.seed
-        self.store.create(work.plan.job_id, problems, spec)
+        self.store.create(plan.job_id, problems, spec, tenant=plan.tenant or DEFAULT_TENANT)
 
     async def _decoy(self, index: int, work: Work) -> None:
         await asyncio.sleep(self.chance.uniform(0, 1))

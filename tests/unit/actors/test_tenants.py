@@ -117,9 +117,17 @@ async def test_a_new_day_frees_who_has_spent_its_tokens(desk: Desk) -> None:
     assert await admitted(desk, 8) == {"acme": 5}
 
 
-def test_more_tenants_than_places_have_one_each_as_far_as_trees_may_exceed_them() -> None:
-    places = sharing._places([f"t{at}" for at in range(9)], {}, 4, lambda _: 1.0)
-    assert sorted(places.values()) == [0] + [1] * 8
+async def test_a_job_of_higher_priority_has_places_at_once_though_its_tenant_has_given_all_away(desk: Desk) -> None:
+    await desk.home.submit(50, "flood")
+    assert await admitted(desk, 8) == {"default": 8}
+    urgent = await desk.home.submit(3, "urgent", priority=1)
+    assert await admitted(desk, 8, default=8) == {"default": 3}
+    assert desk.admission.jobs[urgent].priority == 1
+
+
+def test_more_tenants_than_places_have_one_each_as_far_as_trees_may_exceed_them(desk: Desk) -> None:
+    found = sharing.rooms({f"t{at}": 0 for at in range(9)}, [], 4, SLOTS, desk.admission._standings)
+    assert sorted(room.trees for room in found.values()) == [0] + [1] * 8
 
 
 # --- engines ------------------------------------------------------------------------------------------------------------

@@ -163,7 +163,8 @@ class Admission:
             if await self._wants(job):
                 wanting.setdefault(job.tenant, []).append(job)
         slots = sum(len(cohort.slots) for cohort in self._cohorts)
-        for tenant, room in rooms(wanting, live, trees_max, slots, self._standings).items():
+        highest = {tenant: jobs[0].priority for tenant, jobs in wanting.items()}
+        for tenant, room in rooms(highest, live, trees_max, slots, self._standings).items():
             await self._admit_jobs(wanting[tenant], room)
         self._merge()
         return ended
@@ -291,9 +292,9 @@ class Admission:
         """Admit problems of a tenant's jobs in their order, as far as there is room."""
         for job in jobs:
             chains = max(1, chains_at_once(job.spec.search))
-            if (most := room.fits(chains)) <= 0:
+            if (most := room.fits(job.priority, chains)) <= 0:
                 return
-            room.take(await self._admit_job(job, most), chains)
+            room.take(await self._admit_job(job, most), job.priority, chains)
 
     async def _admit_job(self, job: OpenJob, trees_max: int) -> int:
         """Admit up to `trees_max` problems of a job; how many they were."""

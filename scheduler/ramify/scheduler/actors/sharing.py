@@ -1,7 +1,7 @@
 """How many trees each tenant may have begun in a shard."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,60 +17,63 @@ OVERLAP = 2  # times as many trees as there are places, while those who had all 
 class Room:
     """What a tenant may have begun now."""
 
-    trees: int
+    trees: int  # in all
+    share: int  # of the places
+    held: Counter[int]  # its trees by the priorities of their jobs
     chains: int | None = None  # None: any number
-    idle: bool = False  # it has no tree: so it may have one, however many chains that has
 
-    def fits(self, chains: int) -> int:
-        """How many trees of so many chains each."""
+    def fits(self, priority: int, chains: int) -> int:
+        """How many trees of a job, of so many chains each: those of jobs of less priority are not in its way."""
+        trees = min(self.trees, self.share - sum(count for known, count in self.held.items() if known >= priority))
         if self.chains is None:
-            return self.trees
-        return min(self.trees, max(self.chains // chains, int(self.idle)))
+            return trees
+        return min(trees, max(self.chains // chains, int(not self.held)))  # one at least, if it has none
 
-    def take(self, trees: int, chains: int) -> None:
+    def take(self, trees: int, priority: int, chains: int) -> None:
         """So many were begun."""
         self.trees -= trees
-        self.idle &= not trees
+        if trees:
+            self.held[priority] += trees
         if self.chains is not None:
             self.chains -= trees * chains
 
 
 def rooms(
-    wanting: Collection[str], live: Sequence[tuple[JobPlan, int]], trees_max: int, slots: int, standings: Standings
+    wanting: Mapping[str, int], live: Sequence[tuple[JobPlan, int]], trees_max: int, slots: int, standings: Standings
 ) -> dict[str, Room]:
     """What some tenants, who want more, may have begun; first who has fewest trees for its weight.
 
+    Each may have its share of the places, and a newcomer need not wait for it, be it a tenant or a job of higher priority.
+    Nothing is taken from who had all places before: for a while there are more trees than places, and who has more than its share
+    begins none until enough of its trees have ended.
+
     Args:
-        wanting: tenants.
+        wanting: the highest priority of the jobs that want more, by tenant.
         live: open trees of each job here.
         trees_max: places for trees.
         slots: of the shard.
         standings: what tenants may have.
     """
-    trees, chains = Counter[str](), Counter[str]()
+    held, chains = dict[str, Counter[int]](), Counter[str]()
     for plan, count in live:
-        trees[plan.tenant] += count
+        held.setdefault(plan.tenant, Counter())[plan.priority] += count
         chains[plan.tenant] += count * plan.chains
-    places = _places(wanting, trees, trees_max, standings.weight)
+    tenants = sorted({*wanting, *held})
+    weights = np.array([standings.weight(tenant) for tenant in tenants])
+    has = np.array([held[tenant].total() if tenant in held else 0 for tenant in tenants])
+    wants = np.array([trees_max if tenant in wanting else 0 for tenant in tenants])
+    places = np.maximum(wants, np.minimum(has, trees_max))
+    share = np.maximum(whole(level(places.astype(np.float64), weights, trees_max), places, trees_max), 1)  # one at least
+    shares = dict(zip(tenants, share.tolist(), strict=True))
     found = dict[str, Room]()
-    for tenant in sorted(wanting, key=lambda tenant: (trees[tenant] / standings.weight(tenant), tenant)):
+    for tenant in wanting:
         most = standings.chains_max(tenant, slots)
-        found[tenant] = Room(places[tenant], None if most is None else most - chains[tenant], not trees[tenant])
-    return found
-
-
-def _places(wanting: Collection[str], trees: Mapping[str, int], trees_max: int, weight: Callable[[str], float]) -> dict[str, int]:
-    """Trees that tenants may begin: up to their share of the places, which a newcomer need not wait for.
-
-    Nothing is taken from who had all before the newcomer came. For a while there are more trees than places, and who has more
-    than its share begins none until enough of its trees have ended.
-    """
-    tenants = sorted({*wanting, *trees})
-    weights = np.array([weight(tenant) for tenant in tenants])
-    has = np.array([trees.get(tenant, 0) for tenant in tenants])
-    wants = np.where([tenant in wanting for tenant in tenants], trees_max, np.minimum(has, trees_max))
-    share = whole(level(wants.astype(np.float64), weights, trees_max), wants, trees_max)
-    room = np.maximum(np.maximum(share, np.isin(tenants, [*wanting]) & (has == 0)) - has, 0)  # one tree at least, if it has none
+        left = None if most is None else most - chains[tenant]
+        found[tenant] = Room(trees_max, shares[tenant], held.get(tenant, Counter()), left)
+    room = np.array([max(0, found[tenant].fits(wanting[tenant], 1)) if tenant in wanting else 0 for tenant in tenants])
     free = max(0, OVERLAP * trees_max - int(has.sum()))
-    given = whole(level(room.astype(np.float64), weights, free), room, free)
-    return dict(zip(tenants, given, strict=True))
+    for tenant, trees in zip(tenants, whole(level(room.astype(np.float64), weights, free), room, free), strict=True):
+        if tenant in wanting:
+            found[tenant].trees = trees
+    order = dict(zip(tenants, (has / weights).tolist(), strict=True))
+    return dict(sorted(found.items(), key=lambda each: order[each[0]]))
