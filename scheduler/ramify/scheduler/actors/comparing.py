@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 from pebble import ProcessExpired, ProcessPool
 
 from ramify import logs
@@ -104,12 +105,14 @@ class Comparing:
                 log.error("answers of job %s are compared as texts: %s", plan.job_id, error)
                 rule = ""
             bounds = [0, *(np.flatnonzero(np.diff(command.tree_id)) + 1).tolist(), len(command.answers)]
-            trees = [(int(command.tree_id[start]), command.answers[start:end]) for start, end in itertools.pairwise(bounds)]
+            trees = [(command.tree_id[start:end], command.answers[start:end]) for start, end in itertools.pairwise(bounds)]
             found = await asyncio.gather(*(self._group(plan.job_id, rule, plan.tolerance, *each) for each in trees))
             group = np.array([number for each in found for number in each], np.int32)
             self._post(AnswersGrouped(command.tree_id, command.node_id, group))
 
-    async def _group(self, job_id: str, rule: str, tolerance: float, tree_id: int, answers: list[str]) -> list[int]:
+    async def _group(
+        self, job_id: str, rule: str, tolerance: float, tree_id: NDArray[np.uint64], answers: list[str]
+    ) -> list[int]:
         """The groups of one tree's answers."""
         found = {"": NO_ANSWER}
         async with self._open:
@@ -119,7 +122,7 @@ class Comparing:
                     found[text] = await self._first(tree, text)
         if tree.failed:
             said = "job %s: %d pairs of answers count as different, as %s"
-            log.warning(said, job_id, len(tree.failed), tree.failed[0], extra={"tree": str(tree_id)})
+            log.warning(said, job_id, len(tree.failed), tree.failed[0], extra={"tree": str(tree_id[0])})
         return [found[text] for text in answers]
 
     async def _first(self, tree: Tree, text: str) -> int:
