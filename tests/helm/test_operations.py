@@ -65,6 +65,12 @@ def test_a_pod_has_the_time_to_drain(settings: tuple[str, ...]) -> None:
         assert before or drains, found.owner
 
 
+def test_the_head_stays_until_the_shards_have_drained() -> None:
+    head, schedulers, *_ = (each for each in pods(render("multi-region")) if each.owner.startswith("RayService"))
+    drains = schedulers.container["lifecycle"]["preStop"]["exec"]["command"][-1]
+    assert head.container["lifecycle"]["preStop"]["sleep"]["seconds"] > float(drains.removeprefix("--within-s="))
+
+
 @pytest.mark.parametrize("settings", ALL)
 def test_selectors_select_what_they_mean(settings: tuple[str, ...]) -> None:
     objects = render(*settings)
