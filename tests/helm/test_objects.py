@@ -160,6 +160,7 @@ def ray_service(objects: tuple[Object, ...]) -> Object:
         (("small", "store.existingSecret=a"), "store.existingSecret and postgresql.enabled are both given"),
         (("small", "engines.groups=null"), "there is no engine: set engines.groups"),
         (("small", "verifier.groups=null"), "there is no verifier: set verifier.groups"),
+        (("small", "nameOverride=" + 41 * "a"), "has 46 characters, more than 45"),
         (("small", "tls.mode=disabled"), "auth.keys needs TLS"),
         (("small", "tls.mode=existingSecret"), "set tls.gateway.existingSecret"),
         (("small", "tls.mode=certManager"), "set tls.certManager.issuerRef.name"),

@@ -3,8 +3,8 @@
 {{- define "ramify.fullname" -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
 {{- $full := .Values.fullnameOverride | default (ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name)) -}}
-{{- if gt (len $full) 47 -}}
-{{- fail (printf "the name %s has %d characters, and KubeRay allows 47: set fullnameOverride" $full (len $full)) -}}
+{{- if gt (len $full) 45 -}}
+{{- fail (printf "the name %s has %d characters, more than 45, with which names of Services end: set fullnameOverride" $full (len $full)) -}}
 {{- end -}}
 {{- $full -}}
 {{- end -}}
