@@ -8,12 +8,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from ramify.gateway.errors import Forbidden, Unauthenticated
 from ramify.gateway.limits import GatewayLimits
 from ramify.store.audit import Actor, Audit
 from ramify.store.clock import now_ms
 from ramify.store.database import Database
-from ramify.store.errors import StoreOutage
 from ramify.store.keys import Key, Keys, Role, parts_of
 
 HEADER = "authorization"
@@ -133,7 +134,7 @@ class Access:
         while self._streams:
             await asyncio.sleep(self._recheck_s)
             for key_id in set(self._streams.values()):
-                with contextlib.suppress(StoreOutage):  # nobody can tell now: the next look does
+                with contextlib.suppress(SQLAlchemyError):  # nobody can tell now: the next look does
                     key = await self._book.find(key_id)
                     if key is None or key.fault(now_ms()):
                         self._end(key_id)
@@ -202,7 +203,9 @@ class Refusals:
         if len(self._told) >= REFUSALS_MAX:
             return
         self._told[who, method, outcome] = now_s + REFUSAL_S
-        with contextlib.suppress(StoreOutage):  # the caller is to know why it was refused, and not why that isn't written down
+        with contextlib.suppress(
+            SQLAlchemyError
+        ):  # the caller is to know why it was refused, and not why that isn't written down
             await self.audit.refused(actor, method, subject, outcome, detail)
 
 

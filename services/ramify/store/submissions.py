@@ -95,7 +95,7 @@ async def submit(
         await expire(connection, clock_ms(), len(new))
         made = await _make(connection, new, clock_ms())
         audited = [
-            audit.entry(await db_now_ms(connection), each.by, "CreateJob", row.job_id, detail=f"{row.problems_total} problems")
+            audit.entry(await db_now_ms(connection), each.by, "CreateJob", row.job_id, detail=f"problems: {row.problems_total}")
             for each in new
             if each.by is not None and (row := made.get(each.request_id)) is not None
         ]

@@ -159,7 +159,7 @@ class Uploads:
         changes |= {"state": job_pb2.JOB_STATE_RUNNING, "started_ms": self._clock_ms()}
         await notify(connection, Channel.JOBS, row.job_id)
         if self._by is not None:
-            said = f"{row.problems_total + len(new)} problems"
+            said = f"problems: {row.problems_total + len(new)}"
             await record(connection, await db_now_ms(connection), self._by, "CreateJob", row.job_id, detail=said)
         return await change_and_record(connection, row.number, **changes)
 

@@ -16,7 +16,7 @@ from ramify.cli.doctor.command import patient, tell
 from ramify.cli.doctor.findings import Finding, Level, listed, made, ranges
 from ramify.cli.doctor.home import Home
 from ramify.cli.doctor.running import Service
-from ramify.cli.errors import UsageError
+from ramify.client.errors import InvalidRequest
 from ramify.store.database import Database
 from ramify.store.jobs import Jobs, ModelRow
 from ramify.store.schema import segments
@@ -141,7 +141,7 @@ def test_what_is_named_alone_is_looked_at(tmp_path: Path, monkeypatch: pytest.Mo
     )
     remote = patient(None, None, "host:2", None, deep=False)
     assert (remote.store_url, remote.gateway, remote.verifier) == ("", Service("host:2", expected=True), None)
-    with pytest.raises(UsageError):
+    with pytest.raises(InvalidRequest):
         patient(None, None, "nothing", None, deep=False)
 
 

@@ -18,7 +18,7 @@ from ramify.cli.doctor.running import Service
 from ramify.cli.doctor.subject import shown
 from ramify.cli.errors import UsageError
 from ramify.cli.output import counted, make_console, print_json
-from ramify.cli.settings import load_settings
+from ramify.client.settings import from_environment
 from ramify.store.errors import CannotOpen
 from ramify.store.location import store_url
 
@@ -48,15 +48,17 @@ def patient(home: Path | None, store: str | None, address: str | None, verifier:
         deep: whether all that is stored is to be looked at.
 
     Raises:
-        UsageError: an address is none.
+        InvalidRequest: an address is none, or the environment's key or TLS can't be used.
     """
     remote = (address or verifier) and not (home or store)
     local = None if store or remote else Home(home or Path.home() / ".ramify")
     url = store or (local.store_url if local else "")
-    gateway = load_settings(address).address if address else (local.gateway if local else "")
-    service = Service(gateway, expected=True) if gateway else None
-    if service is None and not remote:  # perhaps one answers where they usually are
-        service = Service(load_settings().address, expected=bool(local and local.runs))
+    named = address or (local.gateway if local else "")
+    service = None
+    if named or not remote:  # perhaps one answers where they usually are
+        told = from_environment(named or None)
+        expected = bool(named or (local and local.runs))
+        service = Service(told["address"], expected=expected, tls=told["tls"], api_key=told["api_key"])
     scorer = verifier or (local.verifier if local else "")
     stopped = local is not None and not local.runs
     return Patient(url, service, Service(scorer, expected=True) if scorer else None, deep, stopped)

@@ -2,8 +2,9 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -13,8 +14,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ramify.cli.doctor.findings import Finding, Level, listed
 from ramify.cli.trouble import wait_lines
+from ramify.client.credentials import Metadata, channel_credentials, key_metadata
+from ramify.client.errors import translated
 from ramify.gateway.calls import VERSION_KEY
 from ramify.store.jobs import ModelRow
+from ramify.tls import ClientTls
 from ramify.v1 import job_pb2, job_service_pb2
 from ramify.v1.job_service_pb2_grpc import JobServiceStub
 from ramify.verifier.client import VerifierClient
@@ -32,12 +36,26 @@ class Service:
 
     address: str
     expected: bool  # whether it ought to run
+    tls: ClientTls | None = None  # how to speak to it
+    api_key: str | None = field(default=None, repr=False)
+
+    def channel(self) -> grpc.aio.Channel:
+        """A channel to it. Raises `InvalidRequest` if a file of its TLS can't be read."""
+        credentials = channel_credentials(self.tls)
+        if credentials is None:
+            return grpc.aio.insecure_channel(self.address)
+        return grpc.aio.secure_channel(self.address, credentials)
+
+    @property
+    def metadata(self) -> Metadata:
+        """What calls carry. Raises `InvalidRequest` if the key can't be sent so."""
+        return key_metadata(self.address, self.api_key, self.tls)
 
 
 async def answers(service: Service, name: str) -> Finding:
     """Whether it is healthy, by the standard health service."""
     try:
-        async with grpc.aio.insecure_channel(service.address) as channel:
+        async with service.channel() as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)
             status = (await stub.Check(health_pb2.HealthCheckRequest(), timeout=CALL_S)).status
     except grpc.aio.AioRpcError as error:
@@ -76,10 +94,18 @@ def _no_answer(service: Service, name: str, error: grpc.aio.AioRpcError) -> Find
     )
 
 
+@asynccontextmanager
+async def _jobs(service: Service) -> AsyncIterator[Any]:
+    """A stub of its job API; errors come as a client's."""
+    with translated(service.address):
+        async with service.channel() as channel:
+            yield JobServiceStub(channel)
+
+
 async def gateway_version(service: Service) -> Finding:
     """Whether it is of this version."""
-    async with grpc.aio.insecure_channel(service.address) as channel:
-        call = JobServiceStub(channel).ListJobs(job_service_pb2.ListJobsRequest(page_size=1), timeout=CALL_S)
+    async with _jobs(service) as stub:
+        call = stub.ListJobs(job_service_pb2.ListJobsRequest(page_size=1), timeout=CALL_S, metadata=service.metadata)
         await call
         trailers: Any = await call.trailing_metadata()  # pairs, whatever the stubs hold them for
     theirs, ours = next((str(value) for key, value in trailers if key == VERSION_KEY), ""), version("ramify")
@@ -97,11 +123,10 @@ async def gateway_version(service: Service) -> Finding:
 async def gateway_latency(service: Service, clock: Callable[[], float] = time.perf_counter) -> Finding:
     """How long a cheap call takes: the newest job, read from the store."""
     taken_s = []
-    async with grpc.aio.insecure_channel(service.address) as channel:
-        stub = JobServiceStub(channel)
+    async with _jobs(service) as stub:
         for _ in range(1 + CALLS):
             start_s = clock()
-            await stub.ListJobs(job_service_pb2.ListJobsRequest(page_size=1), timeout=CALL_S)
+            await stub.ListJobs(job_service_pb2.ListJobsRequest(page_size=1), timeout=CALL_S, metadata=service.metadata)
             taken_s.append(clock() - start_s)
     middle_s = statistics.median(taken_s[1:])  # the first one connects
     if middle_s <= SLOW_S:
@@ -118,8 +143,8 @@ async def gateway_latency(service: Service, clock: Callable[[], float] = time.pe
 async def gateway_waits(service: Service) -> Finding:
     """What the jobs wait for, as the gateway tells."""
     request = job_service_pb2.ListJobsRequest(page_size=JOBS_MAX, state=job_pb2.JOB_STATE_RUNNING)
-    async with grpc.aio.insecure_channel(service.address) as channel:
-        jobs = (await JobServiceStub(channel).ListJobs(request, timeout=CALL_S)).jobs
+    async with _jobs(service) as stub:
+        jobs = (await stub.ListJobs(request, timeout=CALL_S, metadata=service.metadata)).jobs
     return waits_found({job.job_id: list(job.waits) for job in jobs if job.waits}, len(jobs), datetime.now(UTC))
 
 
