@@ -12,7 +12,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from opentelemetry.trace import SpanKind
 
+from ramify import tracing
 from ramify.scheduler.actors.homes import Homes, Place
 from ramify.scheduler.actors.lanes import Call, EngineHandle, Lane, LaneStatus, Queued, Rows, Stuck, names, told
 from ramify.scheduler.actors.quarantine import Quarantine
@@ -255,8 +257,7 @@ class Dispatcher:
             self._call(lane, found, alone=False)
 
     def _call(self, lane: Lane, commands: list[Generate], *, alone: bool) -> None:
-        whose = [(each.plan.tenant, len(each.hint)) for each in commands]
-        call = Call.of(commands, lane.turns.send(whose, lane.waiting.tenants, self._weight), alone=alone)
+        call = Call.of(commands, lane.turns, lane.waiting.tenants, self._weight, alone=alone)
         lane.under_way += len(call.open)
         for command in commands:
             self._homes.sent(command, lane)
@@ -280,12 +281,14 @@ class Dispatcher:
 
     async def _sample(self, lane: Lane, call: Call) -> None:
         assert lane.info is not None, "it is sent nothing before it has answered"
+        jobs = (command.plan.job_id for command in call.commands)
         try:
-            async for results in lane.engine.generate(call.batch(lane.info), alone=call.alone):
-                call.begun, lane.heard_s = True, self._now_s()
-                if len(results.row):
-                    self._ended(lane, call, results.row)
-                    self._post(call.sampled(results))
+            with tracing.span("engine.generate", jobs, kind=SpanKind.CLIENT, engine=lane.engine.name, steps=len(call.open)):
+                async for results in lane.engine.generate(call.batch(lane.info), alone=call.alone):
+                    call.begun, lane.heard_s = True, self._now_s()
+                    if len(results.row):
+                        self._ended(lane, call, results.row)
+                        self._post(call.sampled(results))
             reason = f"engine {lane.engine.name} ended its answer early"
         except asyncio.CancelledError:
             if not call.fault:

@@ -1,6 +1,7 @@
 """Engines as the shell sees them, and what is on its way to each."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.scheduler.actors.queues import Queue, SharedQueue, Turns
+from ramify.scheduler.actors.queues import Queue, SharedQueue, Turns, Weight
 from ramify.scheduler.actors.step_prompts import StepPrompts
 from ramify.scheduler.commands import Generate, Withdraw
 from ramify.scheduler.engines.base import ModelInfo, StepBatch, StepResults
@@ -126,6 +127,7 @@ class Call:
     alone: bool
     rows: Rows
     guess: NDArray[np.bool_]  # [R] what is speculative
+    tenants: Sequence[tuple[str, int]]  # whose steps they are, and how many, one tenant after the other
     priority: NDArray[np.int32]  # [R] see `StepBatch`
     open: NDArray[np.bool_]  # [R] what has not been answered
     begun: bool  # whether the engine may be at it
@@ -133,19 +135,32 @@ class Call:
     prompts: StepPrompts | None = None  # what its steps begin with, where that is anything
 
     @classmethod
-    def of(cls, commands: list[Generate], priority: NDArray[np.int32], *, alone: bool) -> "Call":
-        """A call that is to sample the steps of some commands."""
-        rows = Rows.of(commands)
-        guess = np.repeat([each.speculative for each in commands], [len(each.hint) for each in commands])
-        return cls(commands, alone, rows, guess, priority, np.ones(len(guess), np.bool_), begun=not alone)
+    def of(cls, commands: list[Generate], turns: Turns, waiting: Sequence[str], weight: Weight, *, alone: bool) -> "Call":
+        """A call that is to sample the steps of some commands.
+
+        Args:
+            commands: at least one.
+            turns: of the engine; are taken.
+            waiting: tenants whose steps wait still.
+            weight: of tenants.
+            alone: see `EngineHandle`.
+        """
+        commands = sorted(commands, key=lambda each: each.plan.tenant)
+        rows, steps = Rows.of(commands), [len(each.hint) for each in commands]
+        tenants = Counter[str]()
+        for each, count in zip(commands, steps, strict=True):
+            tenants[each.plan.tenant] += count
+        guess = np.repeat([each.speculative for each in commands], steps)
+        priority = turns.send([*tenants.items()], waiting, weight)
+        return cls(commands, alone, rows, guess, [*tenants.items()], priority, np.ones(len(guess), np.bool_), begun=not alone)
 
     def by_tenant(self, rows: NDArray[np.int64] | NDArray[np.int32]) -> list[tuple[str, int]]:
         """How many of some of its steps are whose."""
-        tenants = list(dict.fromkeys(each.plan.tenant for each in self.commands))
-        if len(tenants) == 1:
-            return [(tenants[0], len(rows))]
-        whose = np.repeat([tenants.index(each.plan.tenant) for each in self.commands], [len(each.hint) for each in self.commands])
-        return [*zip(tenants, np.bincount(whose[rows], minlength=len(tenants)).tolist(), strict=True)]
+        if len(self.tenants) == 1:
+            return [(self.tenants[0][0], len(rows))]
+        names, steps = zip(*self.tenants, strict=True)
+        whose = np.searchsorted(np.cumsum(steps), rows, side="right")
+        return [*zip(names, np.bincount(whose, minlength=len(names)).tolist(), strict=True)]
 
     def batch(self, info: ModelInfo) -> StepBatch:
         """All of its steps, as an engine with a model is to sample them."""

@@ -96,14 +96,16 @@ class SharedQueue:
             held: that tenants have under way.
             weight: of tenants.
         """
-        kept = {tenant: {priority: queue for priority, queue in mine.items() if queue} for tenant, mine in self._of.items()}
-        self._of = {tenant: mine for tenant, mine in kept.items() if mine}
+        for tenant in [tenant for tenant, mine in self._of.items() if not any(mine.values())]:
+            del self._of[tenant]
         found = list[Generate]()
         for mine, share in zip(self._of.values(), self._shares(most, held, weight), strict=True):
             for priority in sorted(mine, reverse=True):
-                taken = mine[priority].take(share)
-                share -= sum(len(command.hint) for command in taken)
-                found += taken
+                before = mine[priority].steps
+                found += mine[priority].take(share)
+                share -= before - mine[priority].steps
+                if not mine[priority]:
+                    del mine[priority]
         return found
 
     def _shares(self, most: int, held: Mapping[str, int], weight: Weight) -> list[int]:
@@ -145,10 +147,11 @@ class Turns:
         width = sum(weight(tenant) for tenant in there) if len(there) > 1 else 0.0
         found = list[NDArray[np.int32]]()
         for tenant, count in tenants:
-            stretch = width / weight(tenant) if width else 1.0
-            rank = np.arange(self.held[tenant], self.held[tenant] + count)
-            place = np.minimum(rank * stretch, PRIORITY_MAX).astype(np.int64)
-            np.maximum(place, self._last.get(tenant, 0) - self._sent, out=place)
+            place = np.arange(self.held[tenant], self.held[tenant] + count)
+            if width:
+                place = np.minimum(place * (width / weight(tenant)), PRIORITY_MAX).astype(np.int64)
+            if (after := self._last.get(tenant, 0) - self._sent) > place[0]:
+                np.maximum(place, after, out=place)
             self._last[tenant] = self._sent + int(place[-1])
             self.held[tenant] += count
             found.append(place.astype(np.int32))
