@@ -3,6 +3,10 @@
 isort:skip_file
 The public API for those who submit jobs. Errors carry a google.rpc.Status; each names what is wrong, where, and
 what to do. Every call is safe to repeat.
+
+A gateway that asks for API keys takes them as metadata, `authorization: Bearer rk_...`. Without a good one a call is
+UNAUTHENTICATED, and PERMISSION_DENIED where the key's role does not reach. Each call acts within its key's tenant: another
+tenant's job is NOT_FOUND.
 """
 
 from collections import abc as _abc
@@ -33,7 +37,9 @@ class CreateJobRequest(_message.Message):
     PROBLEMS_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Names the job for idempotency: any string up to 128 characters, best a UUID. Needed in the first message."""
+    """Names the job for idempotency, within its tenant: any string up to 128 characters without control characters, best a UUID.
+    Needed in the first message.
+    """
     offset: _builtins.int
     """Index in the job of the first of `problems`."""
     last: _builtins.bool

@@ -90,7 +90,9 @@ class JobServiceServicer(object):
         problems are there. Problems that are sent again must be the same, else ALREADY_EXISTS. A bad problem is
         INVALID_ARGUMENT and undoes the upload, unless another call has brought its latest problems: nothing half-done stays.
         A call that brings nothing for 5 minutes ends with UNAVAILABLE and can be taken up again; an upload that nobody goes on
-        with for 24 hours is undone. ABORTED: the upload was cancelled, undone or has expired meanwhile.
+        with for 24 hours is undone. ABORTED: the upload was cancelled, undone or has expired meanwhile. RESOURCE_EXHAUSTED with a
+        google.rpc.QuotaFailure: the tenant has used up what it may have; google.rpc.RetryInfo says until when, where that is known.
+        FAILED_PRECONDITION: one tree of the job needs more chains at once than the tenant may ever have.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,7 +106,7 @@ class JobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """Jobs, the newest first.
+        """The tenant's jobs, the newest first; for a key of the role operate, every tenant's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -118,7 +120,8 @@ class JobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchJob(self, request, context):
-        """The history of a job from a cursor on, then live until the job's end. Ends by itself after the final state.
+        """The history of a job from a cursor on, then live until the job's end. Ends by itself after the final state; with UNAVAILABLE
+        if the client reads nothing for a minute, and can be resumed then; with UNAUTHENTICATED once its key is revoked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

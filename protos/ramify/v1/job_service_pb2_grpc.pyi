@@ -3,6 +3,10 @@
 isort:skip_file
 The public API for those who submit jobs. Errors carry a google.rpc.Status; each names what is wrong, where, and
 what to do. Every call is safe to repeat.
+
+A gateway that asks for API keys takes them as metadata, `authorization: Bearer rk_...`. Without a good one a call is
+UNAUTHENTICATED, and PERMISSION_DENIED where the key's role does not reach. Each call acts within its key's tenant: another
+tenant's job is NOT_FOUND.
 """
 
 from collections import abc as _abc
@@ -44,16 +48,20 @@ class JobServiceStub:
     problems are there. Problems that are sent again must be the same, else ALREADY_EXISTS. A bad problem is
     INVALID_ARGUMENT and undoes the upload, unless another call has brought its latest problems: nothing half-done stays.
     A call that brings nothing for 5 minutes ends with UNAVAILABLE and can be taken up again; an upload that nobody goes on
-    with for 24 hours is undone. ABORTED: the upload was cancelled, undone or has expired meanwhile.
+    with for 24 hours is undone. ABORTED: the upload was cancelled, undone or has expired meanwhile. RESOURCE_EXHAUSTED with a
+    google.rpc.QuotaFailure: the tenant has used up what it may have; google.rpc.RetryInfo says until when, where that is known.
+    FAILED_PRECONDITION: one tree of the job needs more chains at once than the tenant may ever have.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]
     """One job."""
     ListJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListJobsRequest, _job_service_pb2.ListJobsResponse]
-    """Jobs, the newest first."""
+    """The tenant's jobs, the newest first; for a key of the role operate, every tenant's."""
     CancelJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_service_pb2.CancelJobResponse]
     """Ends a job early; results that are there stay. Repeating it, or cancelling a job that has ended, changes nothing."""
     WatchJob: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchJobRequest, _job_service_pb2.WatchJobResponse]
-    """The history of a job from a cursor on, then live until the job's end. Ends by itself after the final state."""
+    """The history of a job from a cursor on, then live until the job's end. Ends by itself after the final state; with UNAVAILABLE
+    if the client reads nothing for a minute, and can be resumed then; with UNAUTHENTICATED once its key is revoked.
+    """
     ListResults: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListResultsRequest, _job_service_pb2.ListResultsResponse]
     """Results by problem index. While the job runs, later calls may see more."""
     GetTree: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.GetTreeRequest, _job_service_pb2.GetTreeResponse]
@@ -75,16 +83,20 @@ class JobServiceAsyncStub(JobServiceStub):
     problems are there. Problems that are sent again must be the same, else ALREADY_EXISTS. A bad problem is
     INVALID_ARGUMENT and undoes the upload, unless another call has brought its latest problems: nothing half-done stays.
     A call that brings nothing for 5 minutes ends with UNAVAILABLE and can be taken up again; an upload that nobody goes on
-    with for 24 hours is undone. ABORTED: the upload was cancelled, undone or has expired meanwhile.
+    with for 24 hours is undone. ABORTED: the upload was cancelled, undone or has expired meanwhile. RESOURCE_EXHAUSTED with a
+    google.rpc.QuotaFailure: the tenant has used up what it may have; google.rpc.RetryInfo says until when, where that is known.
+    FAILED_PRECONDITION: one tree of the job needs more chains at once than the tenant may ever have.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]  # type: ignore[assignment]
     """One job."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListJobsRequest, _job_service_pb2.ListJobsResponse]  # type: ignore[assignment]
-    """Jobs, the newest first."""
+    """The tenant's jobs, the newest first; for a key of the role operate, every tenant's."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_service_pb2.CancelJobResponse]  # type: ignore[assignment]
     """Ends a job early; results that are there stay. Repeating it, or cancelling a job that has ended, changes nothing."""
     WatchJob: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchJobRequest, _job_service_pb2.WatchJobResponse]  # type: ignore[assignment]
-    """The history of a job from a cursor on, then live until the job's end. Ends by itself after the final state."""
+    """The history of a job from a cursor on, then live until the job's end. Ends by itself after the final state; with UNAVAILABLE
+    if the client reads nothing for a minute, and can be resumed then; with UNAUTHENTICATED once its key is revoked.
+    """
     ListResults: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListResultsRequest, _job_service_pb2.ListResultsResponse]  # type: ignore[assignment]
     """Results by problem index. While the job runs, later calls may see more."""
     GetTree: _aio.UnaryUnaryMultiCallable[_job_service_pb2.GetTreeRequest, _job_service_pb2.GetTreeResponse]  # type: ignore[assignment]
@@ -109,7 +121,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         problems are there. Problems that are sent again must be the same, else ALREADY_EXISTS. A bad problem is
         INVALID_ARGUMENT and undoes the upload, unless another call has brought its latest problems: nothing half-done stays.
         A call that brings nothing for 5 minutes ends with UNAVAILABLE and can be taken up again; an upload that nobody goes on
-        with for 24 hours is undone. ABORTED: the upload was cancelled, undone or has expired meanwhile.
+        with for 24 hours is undone. ABORTED: the upload was cancelled, undone or has expired meanwhile. RESOURCE_EXHAUSTED with a
+        google.rpc.QuotaFailure: the tenant has used up what it may have; google.rpc.RetryInfo says until when, where that is known.
+        FAILED_PRECONDITION: one tree of the job needs more chains at once than the tenant may ever have.
         """
 
     @_abc_1.abstractmethod
@@ -126,7 +140,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.ListJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.ListJobsResponse, _abc.Awaitable[_job_service_pb2.ListJobsResponse]]:
-        """Jobs, the newest first."""
+        """The tenant's jobs, the newest first; for a key of the role operate, every tenant's."""
 
     @_abc_1.abstractmethod
     def CancelJob(
@@ -142,7 +156,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.WatchJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_job_service_pb2.WatchJobResponse], _abc.AsyncIterator[_job_service_pb2.WatchJobResponse]]:
-        """The history of a job from a cursor on, then live until the job's end. Ends by itself after the final state."""
+        """The history of a job from a cursor on, then live until the job's end. Ends by itself after the final state; with UNAVAILABLE
+        if the client reads nothing for a minute, and can be resumed then; with UNAUTHENTICATED once its key is revoked.
+        """
 
     @_abc_1.abstractmethod
     def ListResults(
