@@ -25,7 +25,7 @@ def metrics_server(listen: str, registry: CollectorRegistry) -> Iterator[int]:
     Raises:
         OSError: The address can't be had; also when it is none.
     """
-    disable_created_metrics()  # a series more for each counter, which nobody asks for
+    disable_created_metrics()  # type: ignore[no-untyped-call] # a series more for each counter, which nobody asks for
     ProcessCollector(registry=registry)
     host, _, port = listen.rpartition(":")
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from ramify import logs
+from ramify import logs, tracing
 from ramify.gateway.errors import CannotListen
 from ramify.gateway.server import Gateway
 from ramify.health import health_listener
@@ -32,8 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logs.configure(options.log_format, options.log_level)
     try:
-        asyncio.run(_serve(options))
-    except (CannotListen, CannotOpen, TlsError, OSError) as error:
+        with tracing.configured("ramify-gateway"):
+            asyncio.run(_serve(options))
+    except (CannotListen, CannotOpen, TlsError, tracing.TracingError, OSError) as error:
         print(f"ramify.gateway: {error}", file=sys.stderr)
         return EXIT_STARTUP
     return 0

@@ -9,8 +9,9 @@ from importlib.metadata import version
 from typing import Any
 
 import grpc
+from opentelemetry.trace import SpanKind
 
-from ramify import logs
+from ramify import logs, tracing
 from ramify.gateway.access import Access, Caller
 from ramify.gateway.errors import Forbidden, GatewayError, SlowReader, TooManyCalls, Unauthenticated, status_of
 from ramify.gateway.limits import GatewayLimits
@@ -53,8 +54,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if not handler.response_streaming:
 
             async def unary(request: Any, context: Any) -> Any:
-                async with self._call(method, context, request):
-                    return await handler.unary_unary(request, context)
+                jobs = [job_id] if (job_id := getattr(request, "job_id", "")) else []
+                with tracing.span(f"{SERVICE}/{method}", jobs, kind=SpanKind.SERVER):
+                    async with self._call(method, context, request):
+                        return await handler.unary_unary(request, context)
 
             return grpc.unary_unary_rpc_method_handler(unary, handler.request_deserializer, handler.response_serializer)
 

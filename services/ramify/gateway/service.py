@@ -2,12 +2,14 @@
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, TypeAlias
 
 import grpc
 import numpy as np
 
+from ramify import tracing
 from ramify.gateway.access import caller
 from ramify.gateway.admission import check_budget, check_problems, check_request_id, fill_spec
 from ramify.gateway.errors import InvalidRequest, Stopping, UploadIdle
@@ -71,7 +73,7 @@ class JobService(JobServiceServicer):
         with self._open_uploads.one(caller().actor.tenant):
             while (request := await self._next(request_iterator)) is not None:
                 try:
-                    job = await (self._append(job, request, call) if job is not None else self._create(request, call))
+                    job = await (self._append(job, request, call) if job is not None else self._create(request, call, context))
                 except (InvalidRequest, UploadError):
                     # What is wrong with a problem stays wrong: nothing half-done is left behind. Any other error leaves an
                     # upload that can go on.
@@ -96,13 +98,17 @@ class JobService(JobServiceServicer):
                 raise Stopping(f"this gateway is stopping: {go_on}") from None
             raise UploadIdle(f"the upload has brought nothing for {self._limits.upload_idle_s:g} s: {go_on}") from None
 
-    async def _create(self, request: job_service_pb2.CreateJobRequest, call: str) -> job_pb2.Job:
+    async def _create(self, request: job_service_pb2.CreateJobRequest, call: str, context: Context) -> job_pb2.Job:
+        began_ns = time.time_ns()
         check_request_id(request.request_id)
         job = await self._uploads.find(request.request_id, request.spec)
         # A job that is there keeps its spec, whatever the models of today.
         spec = job.spec if job is not None else fill_spec(request.spec, await self._jobs.models())
         chunk = await self._chunk(request, spec, job)
-        return await self._uploads.create(request.request_id, request.spec, spec, chunk, call)
+        made = await self._uploads.create(request.request_id, request.spec, spec, chunk, call)
+        if job is None:
+            tracing.begun(made.job_id, "CreateJob", began_ns, tracing.told_by(context), problems=len(request.problems))
+        return made
 
     async def _append(self, job: job_pb2.Job, request: job_service_pb2.CreateJobRequest, call: str) -> job_pb2.Job:
         if request.request_id not in ("", job.request_id):
@@ -121,9 +127,7 @@ class JobService(JobServiceServicer):
 
     async def GetJob(self, request: job_service_pb2.GetJobRequest, context: Context) -> job_service_pb2.GetJobResponse:  # noqa: N802
         """See `job_service.proto`."""
-        job = await self._jobs.get(request.job_id)
-        await self._tell_waits([job])
-        return job_service_pb2.GetJobResponse(job=job)
+        return job_service_pb2.GetJobResponse(job=await self._jobs.status(request.job_id))
 
     async def ListJobs(self, request: job_service_pb2.ListJobsRequest, context: Context) -> job_service_pb2.ListJobsResponse:  # noqa: N802
         """See `job_service.proto`."""

@@ -40,7 +40,7 @@ def check(query: str) -> None:
 
     def look(node: Any) -> bool:
         if isinstance(node, promql_parser.VectorSelector):
-            asked.add(node.name)
+            asked.add(str(node.name))
             labels.update(matcher.name for matcher in node.matchers.matchers)
         if isinstance(node, promql_parser.AggregateExpr) and node.modifier is not None:
             labels.update(node.modifier.labels)

@@ -13,7 +13,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from ramify import logs
+from ramify import logs, tracing
 from ramify.health import health_listener
 from ramify.metrics import metrics_server
 from ramify.process import stop_event, write_ready_file
@@ -40,8 +40,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m ramify.v
     options = _parser(prog).parse_args(arguments)
     logs.configure(options.log_format, options.log_level)
     try:
-        asyncio.run(_serve(options))
-    except StartupError as error:
+        with tracing.configured("ramify-verifier"):
+            asyncio.run(_serve(options))
+    except (StartupError, tracing.TracingError) as error:
         print(f"ramify.verifier: {error}", file=sys.stderr)
         return EXIT_STARTUP
     except ModelError as error:

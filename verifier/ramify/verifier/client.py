@@ -18,6 +18,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from ramify import tracing
 from ramify.tls import ClientTls
 from ramify.v1 import verifier_service_pb2 as pb
 from ramify.verifier.chains import Chain, ChainError, ChainScores
@@ -286,7 +287,9 @@ class VerifierClient:
 
         async def send(numbers: list[int], asked: SentChains, request: pb.ScoreColumnsRequest) -> list[int]:
             async with slots, _errors():
-                response = await endpoint.stub.ScoreColumns(request, timeout=_left_s(call.until_s), wait_for_ready=wait_for_ready)
+                response = await endpoint.stub.ScoreColumns(
+                    request, timeout=_left_s(call.until_s), wait_for_ready=wait_for_ready, metadata=tracing.metadata()
+                )
             try:
                 again = call.take(numbers, asked, response)
             except (IndexError, ValueError) as error:

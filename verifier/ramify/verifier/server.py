@@ -13,6 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
+from ramify import tracing
 from ramify.tls import ServerTls, TlsError
 from ramify.v1 import verifier_service_pb2 as pb
 from ramify.v1 import verifier_service_pb2_grpc as pb_grpc
@@ -176,7 +177,8 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         """The one place where errors leave the package: as the statuses of `status.STATUS`."""
         began_s, code = time.perf_counter(), "CANCELLED"
         try:
-            yield
+            with tracing.served(f"{SERVICE_NAME}/{method}", tracing.told_by(context)):
+                yield
             code = "OK"
         except VerifierError as error:
             code = status_code(type(error)).name

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ramify import tracing
 from ramify.scheduler.actors.pins import PinnedVerifier, pinned
 from ramify.scheduler.actors.problems import admitted, prompts_of, some
 from ramify.scheduler.actors.prompts import PromptError, Prompts
@@ -332,7 +333,8 @@ class Admission:
         self, job: OpenJob, plan: JobPlan, prompts: Prompts, cohort: Cohort, waiting: Sequence[WaitingProblem]
     ) -> int:
         """Admit those of some problems that are to be admitted still; how many they were."""
-        event = await asyncio.to_thread(admitted, job, plan, prompts, waiting)
+        with tracing.span("shard.admit", [job.job_id], problems=len(waiting)):
+            event = await asyncio.to_thread(admitted, job, plan, prompts, waiting)
         # Meanwhile slots may have been given up, or the job; and what came restored may have ended, and must not begin anew.
         new = in_slots(event.tree_id, sorted(cohort.slots)) & ~np.isin(event.tree_id, cohort.restored)
         if self._plans.get(job.job_id) is not plan or not new.any():

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import ray
 
-from ramify import logs
+from ramify import tracing
 from ramify.scheduler.actors.config import NAMESPACE, REGION_LABEL, EngineConfig, placed, selectors, unplaceable
 from ramify.scheduler.actors.gate import Gate
 from ramify.scheduler.actors.metrics import TELL_S, EngineMetrics
+from ramify.scheduler.actors.telling import tell
 from ramify.scheduler.engines.base import Engine, EngineStats, ModelInfo, StepBatch, StepResults
 from ramify.scheduler.engines.registry import load_engine
 from ramify.scheduler.errors import EngineAway, EngineError
@@ -50,7 +51,7 @@ class EngineActor:
     """Holds one engine. A restart loses its cache and what it was sampling, nothing else."""
 
     def __init__(self, config: EngineConfig) -> None:
-        logs.configure(engine=config.name)
+        tell("engine", engine=config.name)
         self._config = config
         self._rows_open = 0
         self._quiet = asyncio.Event()
@@ -66,7 +67,8 @@ class EngineActor:
         name = PREFIX + self._config.name
         if isinstance(self._engine, EngineError):
             return f"{name} failed"
-        return f"{name} {self._engine.info.name} {self._rows_open}/{self._engine.info.slots}"
+        info = self._engine.info
+        return f"{name} {info.name} {f'{self._rows_open}/' if self._rows_open else ''}{info.slots} slots"
 
     def _load(self) -> Engine | EngineError:
         try:
@@ -122,20 +124,23 @@ class EngineActor:
         """Return once it has answered all that it was asked for."""
         await self._quiet.wait()
 
-    async def generate(self, batch: StepBatch, *, alone: bool = False) -> AsyncIterator[StepResults]:
-        """See `EngineHandle.generate`."""
+    async def generate(
+        self, batch: StepBatch, *, alone: bool = False, carrier: tracing.Carrier = tracing.NOTHING
+    ) -> AsyncIterator[StepResults]:
+        """See `EngineHandle.generate`; `carrier` tells of the caller's span."""
         began_s = time.monotonic()
         self._rows_open += len(batch)
         self._quiet.clear()
         left = len(batch)
         try:
-            async with self._gate.passed(alone=alone):
-                if alone:
-                    yield BEGUN
-                async for results in self._loaded().generate(batch):
-                    self._rows_open -= len(results.row)
-                    left -= len(results.row)
-                    yield results
+            with tracing.served("engine.sample", carrier, engine=self._config.name, steps=len(batch)):
+                async with self._gate.passed(alone=alone):
+                    if alone:
+                        yield BEGUN
+                    async for results in self._loaded().generate(batch):
+                        self._rows_open -= len(results.row)
+                        left -= len(results.row)
+                        yield results
         finally:
             self._rows_open -= left
             if self._metrics is not None:
@@ -190,7 +195,7 @@ class RayEngine:
 
     async def generate(self, batch: StepBatch, *, alone: bool = False) -> AsyncIterator[StepResults]:
         """See `EngineHandle.generate`; raises a RayError when the actor is lost."""
-        async for reference in self.actor.generate.remote(batch, alone=alone):
+        async for reference in self.actor.generate.remote(batch, alone=alone, carrier=tracing.carrier()):
             yield await reference
 
 

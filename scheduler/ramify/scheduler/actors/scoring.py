@@ -20,7 +20,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from opentelemetry.trace import SpanKind
 
+from ramify import tracing
 from ramify.scheduler.actors.ensembles import Panel, last_only, panels
 from ramify.scheduler.actors.meters import Meters
 from ramify.scheduler.actors.queues import Weight
@@ -186,7 +188,7 @@ class Scoring:
         """Send what waits, as far as calls may be open; asks of one model go together."""
         while batch := self._take():
             chains = self._columns(batch)
-            task = asyncio.create_task(self._ask(batch[0], chains))
+            task = asyncio.create_task(self._ask(batch, chains))
             self._open[task] = batch
             task.add_done_callback(partial(self._done, chains))
 
@@ -244,12 +246,14 @@ class Scoring:
         calls, absence = sum(batch[0].kind.model == model for batch in self._open.values()), self._absences.get(model)
         return calls < CALLS_MAX if absence is None else not calls and self._now_s() >= absence.until_s
 
-    async def _ask(self, like: Ask, chains: ChainColumns) -> ColumnsScored:
-        kind, began_s = like.kind, self._now_s()
-        try:
-            return await self._client.score_columns(kind.model, chains, last_only=kind.last_only, wait_for_ready=False)
-        finally:
-            self._meters.took("score_call_seconds", self._now_s() - began_s, like.name)
+    async def _ask(self, batch: list[Ask], chains: ChainColumns) -> ColumnsScored:
+        like, kind, began_s = batch[0], batch[0].kind, self._now_s()
+        jobs = (ask.job_id for ask in batch)
+        with tracing.span("verifier.score", jobs, kind=SpanKind.CLIENT, model=like.name, chains=sum(map(len, batch))):
+            try:
+                return await self._client.score_columns(kind.model, chains, last_only=kind.last_only, wait_for_ready=False)
+            finally:
+                self._meters.took("score_call_seconds", self._now_s() - began_s, like.name)
 
     def _done(self, chains: ChainColumns, task: asyncio.Task[ColumnsScored]) -> None:
         """Tell what has become of a call. It is not open any more: whoever hears of it may send the next."""

@@ -12,13 +12,13 @@ from typing import Any
 
 import ray
 
-from ramify import logs
 from ramify.scheduler.actors.aside import Aside
 from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, FleetConfig, SystemConfig, placed, shard_choices, shard_owner
 from ramify.scheduler.actors.lanes import EngineHandle
 from ramify.scheduler.actors.metrics import TELL_S, ShardMetrics
 from ramify.scheduler.actors.shell import Shell
 from ramify.scheduler.actors.status import ShellStatus
+from ramify.scheduler.actors.telling import tell
 from ramify.scheduler.memory import keep_freed_memory
 from ramify.store.errors import Fenced
 
@@ -54,7 +54,7 @@ class ShardActor:
         engines: Sequence[EngineHandle],
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        logs.configure(shard=str(index))
+        tell("shard", shard=str(index))
         keep_freed_memory()
         sys.setswitchinterval(SWITCH_S)
         self._index, self._config, self._engines, self._fleet = index, config, engines, config.fleet
@@ -72,7 +72,9 @@ class ShardActor:
 
     def __repr__(self) -> str:
         name = name_of(self._index)
-        if self._shell is None or self._run is None or self._run.done():
+        if self._shell is None:  # Ray's dashboard shows for ever what it is told now
+            return f"{name} up to {self._config.limits.trees_max} trees"
+        if self._run is None or self._run.done():
             return f"{name} {'drained' if self._drained else 'stopped'}"
         state = " paused" if self._shell.paused else ""
         return f"{name}{state} {len(self._shell.keeper.slots)} slots {self._shell.shard.live_trees} trees"

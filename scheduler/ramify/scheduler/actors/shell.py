@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy.exc import SQLAlchemyError
 
+from ramify import tracing
 from ramify.scheduler.actors.admission import Admission
 from ramify.scheduler.actors.again import again
 from ramify.scheduler.actors.backlog import Backlog
@@ -244,11 +245,15 @@ class Shell:
         await self._turned.wait()
 
     def _handle(self, events: list[Event]) -> list[Command]:
+        began_ns = time.time_ns()
         try:
-            return self.shard.handle(events)
+            commands = self.shard.handle(events)
         except IllegalEvent as error:
             log.critical("%s ends by an illegal event: %s; what came with it: %s", self.keeper.owner, error, summary(events))
             raise
+        jobs = (command.plan.job_id for command in commands if isinstance(command, Generate | Score | Check | Compare))
+        tracing.was("shard.decide", jobs, began_ns, events=len(events), commands=len(commands))
+        return commands
 
     def _carry_out(self, command: Command) -> None:
         match command:
@@ -275,12 +280,14 @@ class Shell:
             self.meters.count("store_failures", 1)
             self._backlog.stuck, self._disk_full = str(error), isinstance(error, DiskFull)
 
-        await again(
-            f"commit {commit.sequence}",
-            lambda: self._work.commit(claim, commit, self._first_segment),
-            failed=failed,
-            sleep=self._sleep,
-        )
+        jobs = (delta.job_id for delta in commit.jobs)
+        with tracing.span("shard.commit", jobs, steps=len(commit.nodes.node_id)):
+            await again(
+                f"commit {commit.sequence}",
+                lambda: self._work.commit(claim, commit, self._first_segment),
+                failed=failed,
+                sleep=self._sleep,
+            )
         self._disk_full = False
         self._backlog.end()
         self.meters.took("commit_seconds", self._now_s() - began_s)
