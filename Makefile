@@ -40,6 +40,9 @@ setup-dev: .venv/.dev
 demo: setup
 	@$(BIN)/ramify demo
 
+# The tests start hundreds of processes, which had better not compile all of it each.
+test faults soak: export PYTHONDONTWRITEBYTECODE :=
+
 test: lint types check-protos
 	$(BIN)/python -m pytest $(PARALLEL)
 
