@@ -142,7 +142,7 @@ def submitted(system: Roles, name: str, asked: Sequence[str] = PROBLEMS) -> Watc
     with Client(system.addresses["gateway"]) as client:
         job = client.submit(asked, **KNOBS, name=name)
         watched = Watched(system.addresses["gateway"], job)
-        until(lambda: client.job(job.job_id).progress.steps)
+        until(lambda: watched.events and client.job(job.job_id).progress.steps)
     return watched
 
 
