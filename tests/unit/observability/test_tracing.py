@@ -114,8 +114,7 @@ async def test_all_that_is_done_for_a_job_is_one_trace(system: System, spans: In
         ("ramify.v1.VerifierService/ScoreColumns", "verifier.score"),
     ):
         callers = {span.context.span_id for span in found[asked]}
-        assert {parent(span) for span in found[served]} == callers, "each call has its other side"
-        assert len(found[served]) == len(callers)
+        assert callers <= {parent(span) for span in found[served]}, "each call that has ended has its other side"
     assert {(span.attributes or {})["engine"] for span in found["engine.generate"]} == {"local:0"}
     assert not {"two", "one"} & {str(value) for span in spans.get_finished_spans() for value in (span.attributes or {}).values()}
     again = await solved(system)
