@@ -12,10 +12,12 @@ import httpx
 import psutil
 import pytest
 
+from ramify.client import Client, SpecFields
+from ramify.v1 import job_pb2
 from tests.e2e.conftest import RAMIFY, Up
 from tests.waiting import until
 
-KNOBS = {"aggregate": "prod", "threshold": 0.3, "max_steps": 8, "max_step_tokens": 32}
+KNOBS: SpecFields = {"aggregate": "prod", "threshold": 0.3, "max_steps": 8, "max_step_tokens": 32}
 FLAGS = ["--checker", "countdown", *(f"{name}={value}" for name, value in KNOBS.items())]
 
 
@@ -50,13 +52,30 @@ class Served:
         return {actor["name"]: actor for actor in found if actor["name"].startswith(prefix) and actor["state"] == "ALIVE"}
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
-    system = Served(tmp_path)
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    system = Served(tmp_path_factory.mktemp("home"))
     with system.dashboard:
         yield system
     code, left = system.up.stop()
     assert (code, left) == (0, []), system.up.said
+
+
+def test_a_submission_is_a_job_of_ray(served: Served, puzzles: list[str]) -> None:
+    """What `ray job submit` does, without another start of Ray's."""
+    file = served.home / "puzzles.jsonl"
+    file.write_text("".join(json.dumps({"puzzle": puzzle}) + "\n" for puzzle in puzzles[:5]))
+    command = shlex.join([*RAMIFY, "submit", str(file), *FLAGS, "--address", served.up.address, "--watch"])
+    accepted = served.dashboard.post("/api/jobs/", json={"entrypoint": command})
+    if "No available agent" in accepted.text:
+        pytest.skip("another Ray on this machine has the port of Ray's agent, 52365, without which it takes no jobs")
+    path = f"/api/jobs/{accepted.json()['submission_id']}"
+
+    def finished() -> str:
+        status = served.dashboard.get(path).json()["status"]
+        return status if status in ("SUCCEEDED", "FAILED", "STOPPED") else ""
+
+    assert until(finished) == "SUCCEEDED", served.dashboard.get(f"{path}/logs").text
 
 
 def test_the_system_runs_on_serve(served: Served, puzzles: list[str]) -> None:
@@ -72,20 +91,13 @@ def test_the_system_runs_on_serve(served: Served, puzzles: list[str]) -> None:
     page = httpx.get(f"http://{served.http}{choice['ramify']['tree']}", timeout=60)
     assert "4 5 6 10" in page.text
 
-    # What `ray job submit` does, without another start of Ray's.
-    file = served.home / "puzzles.jsonl"
-    file.write_text("".join(json.dumps({"puzzle": puzzle}) + "\n" for puzzle in puzzles[:40]))
-    command = shlex.join([*RAMIFY, "submit", str(file), *FLAGS, "--address", served.up.address, "--watch"])
-    submission = served.dashboard.post("/api/jobs/", json={"entrypoint": command}).json()["submission_id"]
-
-    (replica,) = served.actors("SERVE_REPLICA::system#").values()
-    psutil.Process(int(replica["pid"])).kill()
-
-    def finished() -> str:
-        status = served.dashboard.get(f"/api/jobs/{submission}").json()["status"]
-        return status if status in ("SUCCEEDED", "FAILED", "STOPPED") else ""
-
-    assert until(finished) == "SUCCEEDED", served.dashboard.get(f"/api/jobs/{submission}/logs").text
+    with Client(served.up.address) as client:
+        fields: SpecFields = {**KNOBS, "checker": "countdown"}
+        job = client.submit(puzzles[:60], **fields)
+        (replica,) = served.actors("SERVE_REPLICA::system#").values()
+        psutil.Process(int(replica["pid"])).kill()
+        *_, last = client.watch(job.job_id)
+        assert (last.state, last.progress.takeovers) == (job_pb2.JOB_STATE_DONE, 0)
     until(lambda: served.healthy() and replica["name"] not in served.actors("SERVE_REPLICA::system#"))
     assert {name: actor["pid"] for name, actor in served.actors("ramify:").items()} == {
         name: actor["pid"] for name, actor in ours.items()

@@ -1,5 +1,6 @@
 """The local system as applications of Ray Serve, which the dashboard's Serve tab shows."""
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,7 @@ def start(http: str) -> None:
     from ray import serve
 
     host, _, port = http.rpartition(":")
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it would tell the terminal of each step
     serve.start(http_options={"location": "HeadOnly" if http else "NoServer", "host": host, "port": int(port or 0)})
 
 

@@ -52,7 +52,7 @@ async def actor(sqlite_store: str) -> AsyncIterator[Actor]:
 
 
 async def test_it_works_and_says_so(actor: Actor) -> None:
-    assert str(actor.actor) == "ramify:shard:3 stopped"
+    assert str(actor.actor) == "ramify:shard:3 up to 4096 trees"
     await actor.actor.ensure()
     await actor.home.until(lambda: len(actor.actor._shell.keeper.settled_claim.epochs) == SLOTS)
     assert str(actor.actor) == "ramify:shard:3 64 slots 0 trees"

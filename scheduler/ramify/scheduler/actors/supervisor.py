@@ -83,7 +83,7 @@ class Supervisor:
             context.current_actor.resume.remote()
 
     def __repr__(self) -> str:
-        return f"ramify:supervisor {len(self._shards)} shards {len(self._keeper.engines)} engines"
+        return f"{SUPERVISOR} {self._config.shards} shards {len(self._keeper.fleet.engines)} engines"
 
     async def start(self, patience_s: float = inf) -> list[str]:
         """Start everything; returns when jobs can be submitted. Raises what an engine or the verifier can't start for.
