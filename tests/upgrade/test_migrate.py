@@ -14,7 +14,7 @@ from ramify.cli.main import app, run
 from ramify.store import database as database_module
 from ramify.store.database import Database, to_its_end
 from ramify.store.errors import CannotOpen
-from ramify.store.migration import Migration, newest
+from ramify.store.migration import Migration, known, newest
 from tests.postgres import Postgres
 from tests.unit.store.helpers import contents, running_job
 from tests.unit.store.test_upgrades import upgrade
@@ -80,6 +80,16 @@ async def test_a_version_refuses_later_tables_that_do_not_admit_it(store_url: st
     await name(database, "9999", "9998")
     with pytest.raises(CannotOpen, match=f"tables are of revision 9999, and this version of Ramify knows up to {newest()}: run"):
         await database.migrate()
+
+
+async def test_the_release_before_may_work_with_these_tables(store_url: str) -> None:
+    """A migration that it can't go on with comes one minor release later, see docs/decisions/026."""
+    database = Database(store_url)
+    await database.migrate()
+    ((readable_from,),) = (await contents(database, ["compatibility"]))["compatibility"]
+    assert readable_from in known()
+    assert readable_from <= BEFORE
+    await database.close()
 
 
 async def test_who_does_not_migrate_says_that_somebody_must(store_url: str) -> None:
