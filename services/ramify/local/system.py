@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -224,9 +224,15 @@ class LocalSystem:
         # The verifier and the store are on this machine, and may be out of reach from any other.
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()} if self.config.ray else {}
         system = SystemConfig(
-            store_url, verifier, fleet, self.config.shards, limits, labels=here, verifier_tls=self.config.verifier_tls
+            store_url,
+            verifier,
+            fleet,
+            self.config.shards,
+            limits,
+            work=self.config.work,
+            labels=here,
+            verifier_tls=self.config.verifier_tls,
         )
-        system = replace(system, work=self.config.work) if self.config.work else system
         patience_s = LOAD_S if any(engine.spec.startswith("vllm:") for engine in fleet.engines) else START_S
         if self.config.serve or self.config.http:
             self._serve(system, patience_s)

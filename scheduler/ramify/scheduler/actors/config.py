@@ -4,15 +4,17 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ramify.scheduler.actors.limits import ShellLimits
 from ramify.scheduler.autoscaling import Bounds
 from ramify.scheduler.placement import Terms
-from ramify.store.database import Database
-from ramify.store.work import Work
-from ramify.tls import ClientTls
-from ramify.verifier.client import VerifierClient
+
+if TYPE_CHECKING:  # an engine's process has use for none of them, and they are slow to import
+    from ramify.store.database import Database
+    from ramify.store.work import Work
+    from ramify.tls import ClientTls
+    from ramify.verifier.client import VerifierClient
 
 NAMESPACE = "ramify"  # of the named actors
 DRAIN_S = (
@@ -90,16 +92,18 @@ class SystemConfig:
     fleet: FleetConfig
     shards: int = 1
     limits: ShellLimits = field(default_factory=ShellLimits)  # of each shard
-    work: Callable[[Database], Work] = Work  # what shards do with the store; measurements have others
+    work: "Callable[[Database], Work] | None" = None  # what shards do with the store, for measurements; None: `Work`
     labels: Mapping[str, str] = field(default_factory=dict)  # of the nodes where supervisor and shards belong
     shard_labels: tuple[Mapping[str, str], ...] = ()  # of those where the first shards do instead
-    verifier_tls: ClientTls | None = None  # its files are where the shards are; None: no TLS
+    verifier_tls: "ClientTls | None" = None  # its files are where the shards are; None: no TLS
     strays: bool = True  # whether supervisor and shards run on any other node while there is none with their labels
     shard_cpus: float = 0  # that Ray keeps for each shard: as many as a node has, and no other shard is there
     cluster: str = ""  # of Ray; tells its shards from those of others that share the store
 
-    def verifier(self) -> VerifierClient:
+    def verifier(self) -> "VerifierClient":
         """A client of the verifier, for the event loop that calls it."""
+        from ramify.verifier.client import VerifierClient
+
         return VerifierClient(self.verifier_address, tls=self.verifier_tls)
 
 

@@ -8,19 +8,20 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 
 from ramify.scheduler.actors.aside import Aside
 from ramify.scheduler.actors.config import DRAIN_S, NAMESPACE, FleetConfig, SystemConfig, placed, shard_choices, shard_owner
 from ramify.scheduler.actors.lanes import EngineHandle
-from ramify.scheduler.actors.metrics import TELL_S, ShardMetrics
+from ramify.scheduler.actors.metrics import ShardMetrics
 from ramify.scheduler.actors.shell import Shell
 from ramify.scheduler.actors.status import ShellStatus
-from ramify.scheduler.actors.telling import tell
+from ramify.scheduler.actors.telling import over_and_over, tell
 from ramify.scheduler.memory import keep_freed_memory
 from ramify.store.errors import Fenced
+from ramify.store.work import Work
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class ShardActor:
         self._drained = False
         self._now_s = now_s
         self._metrics = ShardMetrics(index)
-        self._telling: asyncio.Task[None] | None = None
+        self._telling: asyncio.Task[NoReturn] | None = None
         self._failures, self._failure = 0, ""
         self._began_s = self._next_s = 0.0  # when the shell was started, and when the next one may be
 
@@ -99,7 +100,7 @@ class ShardActor:
             Exception: what the shell has died of since the last call; a new one is started after a while.
         """
         now_s = self._now_s()
-        self._telling = self._telling or asyncio.create_task(self._tell())
+        self._telling = self._telling or asyncio.create_task(over_and_over(self._tell))
         if self._run is not None and self._run.done():
             run, self._run = self._run, None
             if now_s - self._began_s > GOOD_S:
@@ -118,25 +119,25 @@ class ShardActor:
             owner = shard_owner(self._config, self._index, secrets.token_hex(4))
             if self._store is not None:  # which knows what its shell has recovered; it may take as long as the database does
                 self._closing = asyncio.create_task(self._store.close())
-            self._store = Aside(self._config.store_url, self._config.work)
+            self._store = Aside(self._config.store_url, self._config.work or Work)
             limits, terms = self._config.limits, self._fleet.terms
             self._shell = Shell(self._store, owner, self._engines, self._verifier, limits, terms)
             self._run, self._began_s = asyncio.create_task(self._shell.run()), now_s
         return self._fleet.revision
 
+    @property
+    def _works(self) -> ShellStatus | None:
+        """How the shell stands; None: it does not work now."""
+        return self._shell.status if self._shell and self._run is not None and not self._run.done() else None
+
     async def status(self) -> ShardStatus:
         """How it stands."""
-        works = self._shell is not None and self._run is not None and not self._run.done()
-        shell = self._shell.status if self._shell and works else None
-        return ShardStatus(self._index, shell, self._failures, self._failure, os.getpid())
+        return ShardStatus(self._index, self._works, self._failures, self._failure, os.getpid())
 
-    async def _tell(self) -> None:
-        """Tell Prometheus how it stands, over and over."""
-        while True:
-            if self._shell is not None:
-                regions = {engine.name: engine.region for engine in self._engines}
-                self._metrics.tell((await self.status()).shell, self._shell.meters, regions)
-            await asyncio.sleep(TELL_S)
+    def _tell(self) -> None:
+        if self._shell is not None:
+            regions = {engine.name: engine.region for engine in self._engines}
+            self._metrics.tell(self._works, self._shell.meters, regions)
 
     async def node(self) -> str:
         """Ray's id of the node where it runs."""
