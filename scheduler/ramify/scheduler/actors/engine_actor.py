@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import ray
@@ -13,8 +13,8 @@ import ray
 from ramify import tracing
 from ramify.scheduler.actors.config import NAMESPACE, REGION_LABEL, EngineConfig, placed, selectors, unplaceable
 from ramify.scheduler.actors.gate import Gate
-from ramify.scheduler.actors.metrics import TELL_S, EngineMetrics
-from ramify.scheduler.actors.telling import tell
+from ramify.scheduler.actors.metrics import EngineMetrics
+from ramify.scheduler.actors.telling import over_and_over, tell
 from ramify.scheduler.engines.base import Engine, EngineStats, ModelInfo, StepBatch, StepResults
 from ramify.scheduler.engines.registry import load_engine
 from ramify.scheduler.errors import EngineAway, EngineError
@@ -59,7 +59,7 @@ class EngineActor:
         self._gate = Gate()
         self._loading = asyncio.Lock()
         self._metrics: EngineMetrics | None = None
-        self._telling: asyncio.Task[None] | None = None
+        self._telling: asyncio.Task[NoReturn] | None = None
         # A model that can't be loaded is told by `describe`; raised here, Ray would try again for ever.
         self._engine = self._load()
 
@@ -99,14 +99,12 @@ class EngineActor:
             log.critical("engine %s starts anew: %s", self._config.name, error)
             os._exit(1)
         self._metrics = self._metrics or EngineMetrics(self._config, engine.info)
-        self._telling = self._telling or asyncio.create_task(self._tell(self._metrics))
+        self._telling = self._telling or asyncio.create_task(over_and_over(self._tell))
         return engine.info
 
-    async def _tell(self, metrics: EngineMetrics) -> None:
-        """Tell Prometheus how it stands, over and over."""
-        while True:
-            metrics.tell(self._loaded().stats())
-            await asyncio.sleep(TELL_S)
+    def _tell(self) -> None:
+        if self._metrics is not None:
+            self._metrics.tell(self._loaded().stats())
 
     async def stats(self) -> EngineStats:
         """What its engine has done since this process was started."""

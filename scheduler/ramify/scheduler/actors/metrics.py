@@ -1,6 +1,6 @@
 """What shards and engines tell Prometheus, through Ray: docs/metrics.md has it all.
 
-It is told every `TELL_S`, from what they know anyway: a million steps cost as much as one. No tag holds a job's or a tree's id.
+It is told now and then, from what they know anyway: a million steps cost as much as one. No tag holds a job's or a tree's id.
 """
 
 from collections import Counter as Tally
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ramify.scheduler.actors.config import EngineConfig
     from ramify.scheduler.actors.status import ShellStatus
 
-TELL_S = 2.0  # Ray passes on every 10 s what was told since
 TENANTS_MAX = 200  # that are told of by name, those that were seen first
 OTHERS = "others"  # together
 SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]
