@@ -23,7 +23,7 @@ from ramify.scheduler.forest.ids import root_ids
 from ramify.scheduler.spec import generators_of
 from ramify.store.database import Database
 from ramify.store.errors import UploadError
-from ramify.store.jobs import Jobs
+from ramify.store.jobs import Jobs, ModelRow
 from ramify.store.rows import FINAL
 from ramify.store.standing import Standing
 from ramify.store.submissions import Chunk, NewProblem
@@ -103,8 +103,9 @@ class JobService(JobServiceServicer):
         check_request_id(request.request_id)
         job = await self._uploads.find(request.request_id, request.spec)
         # A job that is there keeps its spec, whatever the models of today.
-        spec = job.spec if job is not None else fill_spec(request.spec, await self._jobs.models())
-        chunk = await self._chunk(request, spec, job)
+        models = await self._jobs.models()
+        spec = job.spec if job is not None else fill_spec(request.spec, models)
+        chunk = self._chunk(request, spec, job, models)
         made = await self._uploads.create(request.request_id, request.spec, spec, chunk, call)
         if job is None:
             tracing.begun(made.job_id, "CreateJob", began_ns, tracing.told_by(context), problems=len(request.problems))
@@ -113,13 +114,17 @@ class JobService(JobServiceServicer):
     async def _append(self, job: job_pb2.Job, request: job_service_pb2.CreateJobRequest, call: str) -> job_pb2.Job:
         if request.request_id not in ("", job.request_id):
             raise InvalidRequest(f"request_id {request.request_id!r} is another job's: make a call for each job")
-        return await self._uploads.append(job.job_id, await self._chunk(request, job.spec, job), call)
+        chunk = self._chunk(request, job.spec, job, await self._jobs.models())
+        return await self._uploads.append(job.job_id, chunk, call)
 
-    async def _chunk(self, request: job_service_pb2.CreateJobRequest, spec: job_pb2.JobSpec, job: job_pb2.Job | None) -> Chunk:
+    @staticmethod
+    def _chunk(
+        request: job_service_pb2.CreateJobRequest, spec: job_pb2.JobSpec, job: job_pb2.Job | None, models: Sequence[ModelRow]
+    ) -> Chunk:
         if job is not None and job.state != job_pb2.JOB_STATE_UPLOADING:
             # The store only compares with what it has; and a repeated request must not fail for models that have gone.
             return Chunk(request.offset, [NewProblem(problem, "") for problem in request.problems], request.last)
-        problems = check_problems(request.problems, request.offset, spec, await self._jobs.models())
+        problems = check_problems(request.problems, request.offset, spec, models)
         if request.last:
             received = job.progress.problems_total if job is not None else 0
             check_budget(spec, request.offset + len(problems) if problems else received)

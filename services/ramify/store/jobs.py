@@ -68,7 +68,11 @@ class Jobs:
 
     async def get(self, job_id: str) -> job_pb2.Job:
         """One job. Raises `JobNotFound`."""
-        return await looks.job(self.database, Place(job_id, scope=self._scope), self._clock)
+        return await looks.job(self.database, Place(job_id, scope=self._scope), self._clock, False)
+
+    async def status(self, job_id: str) -> job_pb2.Job:
+        """One job, with all that it waits for: see `Standing.silent`. Raises `JobNotFound`."""
+        return await looks.job(self.database, Place(job_id, scope=self._scope), self._clock, True)
 
     @to_its_end
     async def page(self, size: int, before: int | None, state: int) -> tuple[list[job_pb2.Job], int | None]:

@@ -11,8 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ramify.store.clock import Clock
 from ramify.store.database import Database
 from ramify.store.leases import read_waits, shard_of
-from ramify.store.rows import JOBS_A_STATEMENT, job_message, no_job, timestamp
+from ramify.store.rows import JOBS_A_STATEMENT, JobRow, job_message, no_job, timestamp
 from ramify.store.schema import events, jobs, shards
+from ramify.store.standing import silent
 from ramify.store.together import together
 from ramify.v1 import job_pb2
 
@@ -40,16 +41,27 @@ class History:
 
 
 @together(most=JOBS_A_READ)
-async def job(database: Database, places: Sequence[Place], clock: Clock) -> list[job_pb2.Job | Exception]:
-    """Jobs as they stand; cursors mean nothing."""
+async def job(database: Database, places: Sequence[Place], clock: Clock, with_silent: bool) -> list[job_pb2.Job | Exception]:
+    """Jobs as they stand, and what they wait for; cursors mean nothing.
+
+    Args:
+        database: the store.
+        places: the jobs.
+        clock: the time by which leases are judged.
+        with_silent: tell of shards too that tell nothing themselves.
+    """
     async with database.read() as connection:
         whole = select(jobs).where(jobs.c.job_id.in_(_names(places)))
         found = {row.job_id: row for row in await connection.execute(whole)}
-        told = await waits(connection, await clock(connection))
-    return [
-        job_message(row, told.get(row.job_id, ())) if (row := _seen(found, place)) is not None else no_job(place.job_id)
-        for place in places
-    ]
+        now = await clock(connection)
+        told = await waits(connection, now)
+        runs = with_silent and any(row.state == job_pb2.JOB_STATE_RUNNING for row in found.values())
+        everybodys = await silent(connection, now) if runs else []
+
+    def message(row: JobRow) -> job_pb2.Job:
+        return job_message(row, [*told.get(row.job_id, ()), *(everybodys if row.state == job_pb2.JOB_STATE_RUNNING else ())])
+
+    return [no_job(place.job_id) if (row := _seen(found, place)) is None else message(row) for place in places]
 
 
 async def histories(database: Database, places: Sequence[Place]) -> list[History | Exception]:

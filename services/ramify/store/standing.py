@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ramify.store.clock import db_now_ms
 from ramify.store.database import Database
@@ -31,16 +32,20 @@ class Standing:
 
 
 @together(most=CALLS_A_READ)
-async def _all_silent(database: Database, asked: Sequence[None], clock: Clock) -> list[Sequence[job_pb2.Wait] | Exception]:
+async def _all_silent(database: Database, asked: Sequence[None], clock: Clock) -> list[list[job_pb2.Wait] | Exception]:
     async with database.read() as connection:
-        told = (await connection.execute(select(shards).order_by(shards.c.owner))).all()
-        held = (await connection.execute(select(slots.c.owner, slots.c.expires_ms).where(slots.c.owner != ""))).all()
-        now = await clock(connection)
+        return [await silent(connection, await clock(connection))] * len(asked)
+
+
+async def silent(connection: AsyncConnection, now_ms: int) -> list[job_pb2.Wait]:
+    """See `Standing.silent`."""
+    told = (await connection.execute(select(shards).order_by(shards.c.owner))).all()
+    held = (await connection.execute(select(slots.c.owner, slots.c.expires_ms).where(slots.c.owner != ""))).all()
     owners = {row.owner for row in held}
-    found = [_silent(row) for row in told if row.expires_ms <= now and row.owner in owners]
-    if not found and not any(row.expires_ms > now for row in held):
-        found = [job_pb2.Wait(what="every slot", reason="is without a shard")]
-    return [found] * len(asked)
+    found = [_silent(row) for row in told if row.expires_ms <= now_ms and row.owner in owners]
+    if found or any(row.expires_ms > now_ms for row in held):
+        return found
+    return [job_pb2.Wait(what="every slot", reason="is without a shard")]
 
 
 def _silent(row: Any) -> job_pb2.Wait:

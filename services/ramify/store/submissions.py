@@ -91,11 +91,12 @@ async def submit(
         For each the job; or why its tenant can't have it; or None where there is a job of its request: see `Uploads.create`.
     """
     async with database.write() as connection:
-        new, refused = await _admitted(connection, submissions)
+        now = await db_now_ms(connection)
+        new, refused = await _admitted(connection, submissions, now)
         await expire(connection, clock_ms(), len(new))
         made = await _make(connection, new, clock_ms())
         audited = [
-            audit.entry(await db_now_ms(connection), each.by, "CreateJob", row.job_id, detail=f"problems: {row.problems_total}")
+            audit.entry(now, each.by, "CreateJob", row.job_id, detail=f"problems: {row.problems_total}")
             for each in new
             if each.by is not None and (row := made.get(each.request_id)) is not None
         ]
@@ -108,10 +109,10 @@ async def submit(
 
 
 async def _admitted(
-    connection: AsyncConnection, submissions: Sequence[Submission]
+    connection: AsyncConnection, submissions: Sequence[Submission], now_ms: int
 ) -> tuple[list[Submission], dict[int, Exception]]:
     """Those whose requests are new, of each request one; and those, by `id`, that their tenants can't have."""
-    rooms = await hold(connection, {each.tenant for each in submissions}, await db_now_ms(connection))
+    rooms = await hold(connection, {each.tenant for each in submissions}, now_ms)
     # After the tenants are held: whoever held one may have made the job, and what is there is never refused.
     asked = select(jobs.c.request_id).where(jobs.c.request_id.in_({each.request_id for each in submissions}))
     known = set((await connection.scalars(asked)).all())

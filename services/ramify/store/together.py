@@ -1,7 +1,7 @@
 """Transactions that many calls share: those that come while one runs are all answered by the next one.
 
 A transaction costs a dozen trips to the database's thread or server, whatever it is asked for. So under load a call costs its
-share of one, and without any it is answered at once, as ever. Nothing is remembered: what a call is told was read, or written,
+share of one; a call that is alone is answered at once, as ever. Nothing is remembered: what a call is told was read, or written,
 after it came.
 """
 
@@ -18,6 +18,7 @@ A = TypeVar("A")
 P = ParamSpec("P")
 Answers = Sequence[A | Exception]
 
+GATHERING_S = 0.005  # for calls to come to those that came during a transaction: else the next one would be for few of them
 CALLS_A_READ = 4096  # that ask for the same
 
 
@@ -53,6 +54,8 @@ def together(
                 try:
                     while some := queue.take(most):
                         await _settle(some, persistent(database, [*some.values()], *args, **kwargs))
+                        if queue:
+                            await asyncio.sleep(GATHERING_S)
                 finally:
                     del database.queues[key]  # in the same step as the look that has found nobody
 
@@ -71,6 +74,9 @@ class _Queue(Generic[Q, A]):
 
     def __init__(self) -> None:
         self._waiting: dict[asyncio.Future[A], Q] = {}  # in the order in which they came
+
+    def __len__(self) -> int:
+        return len(self._waiting)
 
     async def ask(self, question: Q) -> A:
         """Wait for its answer."""
