@@ -10,8 +10,11 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shlex
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -141,6 +144,37 @@ def gateway(ramify: Path, store: Path, home: Path, environment: dict[str, str]) 
     assert process.returncode == 0, "the gateway did not stop in order"
 
 
+def ray_node(home: Path, environment: dict[str, str]) -> None:
+    """Start Ray's head as KubeRay does, with token authentication, and ask it what KubeRay's probes ask."""
+    port, dashboard, agent, metrics = free_ports(4)
+    flags = f"--port={port} --dashboard-port={dashboard} --dashboard-agent-listen-port={agent} --metrics-export-port={metrics}"
+    folder = tempfile.mkdtemp(prefix="ray-")  # has a short path: Ray's sockets lie in it
+    command = f"ulimit -n 65536; ray start --head --block --num-cpus=0 --dashboard-host=0.0.0.0 {flags} --temp-dir={folder}"
+    probe = " && ".join(
+        f"wget --tries 1 -T 2 -q -O- http://localhost:{at} | grep success"
+        for at in (f"{agent}/api/local_raylet_healthz", f"{dashboard}/api/gcs_healthz", f"{agent}/api/healthz")
+    )
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_TMPDIR": folder}
+    print("$", command, flush=True)
+    with subprocess.Popen(["bash", "-c", "--", command], cwd=home, env=environment | token, start_new_session=True) as process:
+        try:
+            deadline_s = time.monotonic() + START_S
+            while subprocess.run(["bash", "-c", probe], stdout=subprocess.DEVNULL, check=False).returncode:
+                assert process.poll() is None, "Ray's head has ended"
+                assert time.monotonic() < deadline_s, "Ray's head does not become well"
+                time.sleep(1)
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_ports(count: int) -> list[int]:
+    """Some that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [each.getsockname()[1] for each in sockets]
+
+
 def use(made: Build) -> None:
     """Run what the chart runs from the environment that was made, which must not change by that."""
     home = made.root / "tmp"  # the one place to which a container writes
@@ -159,6 +193,7 @@ def use(made: Build) -> None:
     run("ramify", "migrate", "--store-file", str(store))
     with gateway(ramify, store, home, environment) as address:
         run("ramify", "jobs", "--address", address)
+    ray_node(home, environment)
     run("ramify", "demo", "--puzzles", "4")
     assert {path: path.stat().st_mtime_ns for path in ramify.parent.rglob("*")} == before, "what is installed was written to"
 
