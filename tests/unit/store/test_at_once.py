@@ -10,13 +10,15 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import insert, text
 
+from ramify.store.audit import Actor
 from ramify.store.clock import now_ms
 from ramify.store.database import TRIES_MAX, Database, to_its_end
-from ramify.store.errors import Contention, StoreError, UploadEnded
+from ramify.store.errors import Contention, QuotaExceeded, StoreError, UploadEnded
 from ramify.store.jobs import Jobs, ModelRow
 from ramify.store.rows import job_row
 from ramify.store.schema import jobs as jobs_table
 from ramify.store.submissions import KEPT_MS
+from ramify.store.tenants import Tenant, Tenants, hold
 from ramify.store.uploads import Uploads
 from ramify.v1 import job_pb2
 from tests.unit.store.helpers import EMPTY, FILLED, SPEC, chunk, contents, count, running_job
@@ -201,6 +203,23 @@ async def test_an_append_that_waits_for_an_undo_is_told(database: Database) -> N
         await somebody_waits(database)
     with pytest.raises(UploadEnded):
         await append
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_two_gateways_can_t_both_give_a_tenant_its_last_job(database: Database, whole: bool) -> None:
+    await Tenants(database).put(Tenant("acme", jobs_max=1))
+    elsewhere = Database(database.url)
+    late = Uploads(elsewhere, by=Actor("acme"))
+    async with database.write() as connection:
+        await hold(connection, {"acme"}, 0)
+        making = asyncio.create_task(late.create("late", SPEC, FILLED, chunk(0, "p0", last=whole), "a"))
+        await somebody_waits(database)
+        new = {"job_id": "first", "request_id": "first", "tenant": "acme", "state": job_pb2.JOB_STATE_RUNNING, "uploader": "b"}
+        body = {"spec": b"", "spec_asked": b"", "touched_ms": 0, "created_ms": 0}
+        await connection.execute(jobs_table.insert().values(**new, **body))
+    with pytest.raises(QuotaExceeded, match="tenant acme has 1 open jobs"):
+        await making
+    await elsewhere.close()
 
 
 class Crossing:
