@@ -118,23 +118,20 @@ async def test_tokens_of_a_day(system: Guarded) -> None:
     assert ("acme", "CreateJob", "", "RESOURCE_EXHAUSTED") in await system.audited()
 
 
-@pytest.mark.parametrize(
-    ("search", "chains"),
-    [
+async def test_a_job_that_can_never_fit_is_refused_for_good(system: Guarded) -> None:
+    tenants, mine = Tenants(system.database), await system.key("acme")
+    for search, chains in (
         (job_pb2.Search(policy="best_of_n", n=9), 9),
         (job_pb2.Search(policy="mcts", parallel=3, branch=4), 12),
-        (job_pb2.Search(policy="self_consistency", n=64, parallel=9), 9),
-    ],
-)
-async def test_a_job_that_can_never_fit_is_refused_for_good(system: Guarded, search: job_pb2.Search, chains: int) -> None:
-    tenants, mine = Tenants(system.database), await system.key("acme")
-    await tenants.put(Tenant("acme", live_chains_max=chains - 1))
-    spec = job_pb2.JobSpec(generator=SPEC.generator, verifier=SPEC.verifier, search=search)
-    request = first("wide", spec, PUZZLES, last=True)
-    code, message = await failure(system.create(request, metadata=mine))
-    assert (code, f"has {chains} chains at once" in message) == (grpc.StatusCode.FAILED_PRECONDITION, True)
-    await tenants.put(Tenant("acme", live_chains_max=chains))
-    await system.create(request, metadata=mine)
+        (job_pb2.Search(policy="self_consistency", n=64, parallel=7), 7),
+    ):
+        spec = job_pb2.JobSpec(generator=SPEC.generator, verifier=SPEC.verifier, search=search)
+        request = first(search.policy, spec, PUZZLES, last=True)
+        await tenants.put(Tenant("acme", live_chains_max=chains - 1))
+        code, message = await failure(system.create(request, metadata=mine))
+        assert (code, f"has {chains} chains at once" in message) == (grpc.StatusCode.FAILED_PRECONDITION, True)
+        await tenants.put(Tenant("acme", live_chains_max=chains))
+        await system.create(request, metadata=mine)
 
 
 def test_places_are_bounded_for_all_and_for_each() -> None:
