@@ -3,8 +3,11 @@
 import contextlib
 import logging
 from collections.abc import Iterator
+from math import nan
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics, start_http_server
+from cryptography import x509
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, disable_created_metrics, start_http_server
 
 log = logging.getLogger(__name__)
 
@@ -38,3 +41,17 @@ def metrics_server(listen: str, registry: CollectorRegistry) -> Iterator[int]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def tell_certificate(file: Path, registry: CollectorRegistry) -> None:
+    """Have the registry tell when the first certificate of a PEM file ends, as it is whenever it is asked."""
+    gauge = Gauge("ramify_certificate_expires_timestamp_seconds", "When the certificate that is shown ends", registry=registry)
+    gauge.set_function(lambda: _expires_s(file))
+
+
+def _expires_s(file: Path) -> float:
+    """Seconds since the epoch; NaN: it can't be read."""
+    try:
+        return x509.load_pem_x509_certificate(file.read_bytes()).not_valid_after_utc.timestamp()
+    except (OSError, ValueError):
+        return nan

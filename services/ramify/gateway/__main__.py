@@ -14,7 +14,7 @@ from ramify import logs, tracing
 from ramify.gateway.errors import CannotListen
 from ramify.gateway.server import Gateway
 from ramify.health import health_listener
-from ramify.metrics import metrics_server
+from ramify.metrics import metrics_server, tell_certificate
 from ramify.process import stop_event, write_ready_file
 from ramify.store.database import EXAMPLES, Database
 from ramify.store.errors import CannotOpen
@@ -74,6 +74,8 @@ async def _serve(options: argparse.Namespace) -> None:
         log.warning("API keys come without TLS here: whoever is on the way can read them; see --tls-cert and --tls-key")
     registry = CollectorRegistry()
     async with contextlib.AsyncExitStack() as ends:
+        if tls is not None:
+            tell_certificate(tls.certificate, registry)
         if options.metrics:
             ends.enter_context(metrics_server(options.metrics, registry))
         database = Database(url)

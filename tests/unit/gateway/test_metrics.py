@@ -2,15 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from math import isnan
 from pathlib import Path
 from typing import Any
 
 import grpc
 import httpx
 import pytest
+import trustme
 from prometheus_client import CollectorRegistry
 
-from ramify.metrics import metrics_server
+from ramify.metrics import metrics_server, tell_certificate
 from ramify.v1 import job_service_pb2 as pb
 from tests.unit.gateway.system import LIMITS, PUZZLES, SPEC, System, failure, first, running
 from tests.waiting import until
@@ -78,3 +81,15 @@ async def test_they_are_served_to_prometheus(told: Told) -> None:
     with metrics_server("127.0.0.1:0", told.registry) as port:
         found = (await asyncio.to_thread(httpx.get, f"http://127.0.0.1:{port}/metrics")).text
     assert "process_resident_memory_bytes" in found
+
+
+def test_it_is_told_when_the_certificate_ends_as_it_is_now(told: Told, tmp_path: Path) -> None:
+    authority, file = trustme.CA(), tmp_path / "tls.crt"
+    tell_certificate(file, told.registry)
+    name = "ramify_certificate_expires_timestamp_seconds"
+    for year in (2040, 2041):
+        ends = datetime(year, 5, 17, tzinfo=UTC)
+        authority.issue_cert("gateway", not_after=ends).cert_chain_pems[0].write_to_path(file)
+        assert told.registry.get_sample_value(name) == ends.timestamp()
+    file.write_text("half of it")
+    assert isnan(told.registry.get_sample_value(name) or 0)

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from ramify import logs, tracing
 from ramify.health import health_listener
-from ramify.metrics import metrics_server
+from ramify.metrics import metrics_server, tell_certificate
 from ramify.process import stop_event, write_ready_file
 from ramify.tls import TlsError, server_tls
 from ramify.verifier.backends.base import Scorer
@@ -82,6 +82,8 @@ async def _serve(options: argparse.Namespace) -> None:
     async with contextlib.AsyncExitStack() as ends:
         server = VerifierServer(Limits(options.queue_chains_max, options.memory_mib << 20), tls=tls, registry=registry)
         try:
+            if tls is not None:
+                tell_certificate(tls.certificate, registry)
             if options.metrics:
                 ends.enter_context(metrics_server(options.metrics, registry))
             if options.health:
