@@ -4,8 +4,10 @@ import argparse
 import asyncio
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Any
 
 import ray
@@ -13,11 +15,14 @@ import ray
 from ramify import logs
 from ramify.scheduler.actors.config import NAMESPACE
 from ramify.scheduler.actors.engine_actor import PREFIX as ENGINE
+from ramify.scheduler.actors.lanes import told
 from ramify.scheduler.actors.named import SUPERVISOR, actor_names
+from ramify.scheduler.actors.shard_actor import CUT_S
 from ramify.scheduler.actors.shard_actor import PREFIX as SHARD
 
 log = logging.getLogger("ramify.serving.leave")
 
+CONNECT_S = 30  # to Ray, with all that is not handing over; then the process ends
 ANSWER_S = 5.0  # in which an actor says where it is
 WITHIN_S = 60.0
 
@@ -31,9 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--address", default=os.environ.get("RAY_ADDRESS", "auto"), help="of Ray; as a rule, found by itself")
     options = parser.parse_args(arguments)
     logs.configure()
+    signal.alarm(ceil(options.within_s) + CONNECT_S)  # Ray itself would try for minutes
     try:
         ray.init(address=options.address, log_to_driver=False, logging_level=logging.ERROR)
-        left = asyncio.run(leave(ray.get_runtime_context().get_node_id(), options.within_s))
+        actors = {name: ray.get_actor(name, namespace=NAMESPACE) for name in actor_names()}
+        left = asyncio.run(leave(actors, ray.get_runtime_context().get_node_id(), options.within_s))
     except Exception as error:  # Ray has ended, or never was
         log.error("nothing was handed over: %s", error)
         return 0
@@ -43,20 +50,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-async def leave(node: str, within_s: float) -> list[str]:
+async def leave(actors: Mapping[str, Any], node: str, within_s: float) -> list[str]:
     """Have the shards on a node commit and give up their slots, and its engines end what they are at.
+
+    Args:
+        actors: handles on all of ours, by name.
+        node: Ray's id of it.
+        within_s: for all of that.
 
     Returns:
         Names of the actors that did so in time.
     """
-    names = [name for name in actor_names() if name.startswith((SHARD, ENGINE))]
-    actors = {name: ray.get_actor(name, namespace=NAMESPACE) for name in names}
-    nodes = await asyncio.gather(*(_answer(actor.node.remote(), ANSWER_S) for actor in actors.values()))
+    names = [name for name in actors if name.startswith((SHARD, ENGINE))]
+    nodes = await asyncio.gather(*(_answer(actors[name].node.remote(), ANSWER_S) for name in names))
     here = [name for name, found in zip(names, nodes, strict=True) if found == node]
     engines = [name.removeprefix(ENGINE) for name in here if name.startswith(ENGINE)]
-    if engines:
-        supervisor = ray.get_actor(SUPERVISOR, namespace=NAMESPACE)
-        await _answer(supervisor.spare.remote(engines, within_s), ANSWER_S)
+    if engines and SUPERVISOR in actors:
+        await _answer(actors[SUPERVISOR].spare.remote(engines, within_s), ANSWER_S)
     ends = [actors[name].idle.remote() if name.startswith(ENGINE) else actors[name].drain.remote(within_s) for name in here]
     ended = await asyncio.gather(*(_answer(end, within_s) for end in ends))
     return [name for name, done in zip(here, ended, strict=True) if done is not False]
@@ -65,10 +75,10 @@ async def leave(node: str, within_s: float) -> list[str]:
 async def _answer(reference: Any, within_s: float) -> Any:
     """What an actor answers; False: nothing, in time."""
     try:
-        async with asyncio.timeout(within_s):
+        async with asyncio.timeout(within_s + CUT_S):
             return await reference
     except Exception as error:
-        log.warning("%s", error or type(error).__name__)
+        log.warning("an actor does not answer: %s", told(error))
         return False
 
 
