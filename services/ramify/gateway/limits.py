@@ -9,9 +9,11 @@ class GatewayLimits:
 
     watches_max: int = 4096  # open at once
     uploads_max: int = 1024  # open at once
+    trees_max: int = 64  # read at once: each may be as large as memory allows
     calls_max: int = 8192  # of any kind, open at once
     tenant_watches_max: int = 2048  # of one tenant, likewise
     tenant_uploads_max: int = 512
+    tenant_trees_max: int = 32
     tenant_calls_max: int = 4096
     upload_idle_s: float = 300.0  # between two messages of an upload
     read_s: float = 60.0  # for a client to read a message

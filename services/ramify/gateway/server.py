@@ -26,8 +26,10 @@ OPTIONS = (
     # A client that vanished without a word must not hold its calls for gRPC's two hours.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    # A connection without calls is closed after this; clients open a new one without that anybody sees it.
-    ("grpc.max_connection_idle_ms", 30 * 60_000),
+    # After a while a client is asked to connect anew: so new gateways get their part of the load, and certificates are looked at
+    # again. Streams that are open have the grace to end by themselves; clients take up others where they were.
+    ("grpc.max_connection_age_ms", 10 * 60_000),
+    ("grpc.max_connection_age_grace_ms", 5 * 60_000),
 )
 
 

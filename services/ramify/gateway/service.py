@@ -44,6 +44,7 @@ class JobService(JobServiceServicer):
         self._pulse = Pulse(Jobs(database), limits.poll_s)
         self._open_uploads = Places("uploads", limits.uploads_max, limits.tenant_uploads_max)
         self._open_watches = Places("watches", limits.watches_max, limits.tenant_watches_max)
+        self._read_trees = Places("reads of trees", limits.trees_max, limits.tenant_trees_max)
         self._awaited: set[asyncio.Timeout] = set()  # uploads whose next message is not there yet
         self._stopping = False
 
@@ -192,17 +193,18 @@ class JobService(JobServiceServicer):
 
     async def GetTree(self, request: job_service_pb2.GetTreeRequest, context: Context) -> job_service_pb2.GetTreeResponse:  # noqa: N802
         """See `job_service.proto`."""
-        found = await self._jobs.tree(request.job_id, request.problem_index)
-        root = int(root_ids(found.job.spec.search.seed, np.array([request.problem_index], np.int64))[0])
-        # In a thread: a large tree takes seconds, and would hold up every other call.
-        generators = generators_of(found.job.spec) if found.job.spec.generators else ()
-        tree = await asyncio.to_thread(tree_message, found.nodes, root, generators)
-        tree.job_id, tree.problem_index = found.job.job_id, request.problem_index
-        tree.problem.CopyFrom(found.problem)
-        tree.damage = found.damage
-        if found.result is not None:
-            tree.result.CopyFrom(found.result)
-        return job_service_pb2.GetTreeResponse(tree=tree)
+        with self._read_trees.one(caller().actor.tenant):
+            found = await self._jobs.tree(request.job_id, request.problem_index)
+            root = int(root_ids(found.job.spec.search.seed, np.array([request.problem_index], np.int64))[0])
+            # In a thread: a large tree takes seconds, and would hold up every other call.
+            generators = generators_of(found.job.spec) if found.job.spec.generators else ()
+            tree = await asyncio.to_thread(tree_message, found.nodes, root, generators)
+            tree.job_id, tree.problem_index = found.job.job_id, request.problem_index
+            tree.problem.CopyFrom(found.problem)
+            tree.damage = found.damage
+            if found.result is not None:
+                tree.result.CopyFrom(found.result)
+            return job_service_pb2.GetTreeResponse(tree=tree)
 
     async def ListModels(  # noqa: N802
         self, request: job_service_pb2.ListModelsRequest, context: Context
