@@ -1,6 +1,8 @@
 """What can happen to a shard. Time, samples and scores all arrive as one of these; nothing else changes a shard."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -134,6 +136,30 @@ Event = (
     | JobCancelled
     | Tick
 )
+
+
+def joined(events: Sequence[Event]) -> list[Event]:
+    """The same events, but samples that follow each other as one, and so scores: each takes its time, however few rows it has."""
+    found = list[Event]()
+    for (kind, *_), run in groupby(events, key=_alike):
+        some = [*run]
+        if len(some) > 1 and kind in (StepsSampled, StepsScored):
+            names = [each.name for each in fields(some[0]) if isinstance(getattr(some[0], each.name), np.ndarray)]
+            columns: dict[str, Any] = {name: np.concatenate([getattr(each, name) for each in some]) for name in names}
+            some = [replace(some[0], **columns)]
+        found += some
+    return found
+
+
+def _alike(event: Event) -> tuple[Any, ...]:
+    """What two events must have in common to be one."""
+    match event:
+        case StepsSampled():
+            return StepsSampled, event.committed, event.turn is None, event.message
+        case StepsScored():
+            return StepsScored, event.message
+        case _:
+            return (type(event),)
 
 
 def same_length(*columns: NDArray[Any]) -> None:

@@ -33,7 +33,7 @@ from ramify.scheduler.actors.store_time import StoreTime
 from ramify.scheduler.actors.waits import waits
 from ramify.scheduler.commands import Check, Command, Commit, Compare, Generate, Score, Withdraw
 from ramify.scheduler.errors import IllegalEvent
-from ramify.scheduler.events import Committed, Event, SlotsReleased, StepsLost, StepsSampled, Tick
+from ramify.scheduler.events import Committed, Event, SlotsReleased, StepsLost, StepsSampled, Tick, joined
 from ramify.scheduler.forest.columns import TreeStatus
 from ramify.scheduler.forest.ids import tree_ids
 from ramify.scheduler.journal import Journal
@@ -223,6 +223,7 @@ class Shell:
                 self._backlog.add(event)
             elif isinstance(event, StepsLost):
                 self.meters.count("lost_steps", len(event.hint))
+        events = joined(events)
         while events:
             commands, events = self._journal.answer(self._handle(events), self.shard.growing)
             for command in commands:

@@ -10,8 +10,8 @@ each group of siblings.
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Any
+from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -25,7 +25,7 @@ from ramify.scheduler.actors.homes import Place
 from ramify.scheduler.commands import Check, Command, Commit, Generate, Score, Withdraw
 from ramify.scheduler.engines.base import ModelInfo, StepBatch, StepParams, StepResults
 from ramify.scheduler.engines.simulated import SimulatedEngine, SimulatedParams
-from ramify.scheduler.events import AnswersChecked, Committed, Event, StepsSampled, StepsScored, Tick, TreesAdmitted
+from ramify.scheduler.events import AnswersChecked, Committed, Event, StepsSampled, StepsScored, Tick, TreesAdmitted, joined
 from ramify.scheduler.forest.ids import root_ids, tree_ids, uniforms
 from ramify.scheduler.placement import Fleet, place
 from ramify.scheduler.plan import Generator, JobPlan, Verdict, Verifier
@@ -34,6 +34,7 @@ from ramify.scheduler.shard import Shard
 
 VERIFY_S = 0.03  # one call of the verifier
 TURN_S = 0.02  # from one turn of the shard to the next, all ways included: what comes meanwhile waits. A real one is faster
+ORDER = {StepsSampled: 1, StepsScored: 2}  # in which events of a turn are handled, those of a kind as one; others before them
 PROMPT_TOKENS = 400  # of a problem, with instructions
 ALGORITHMS: dict[str, dict[str, Value]] = {
     "beam": {"policy": "beam", "n": 16, "keep": 4, "max_steps": 8, "max_step_tokens": 256},
@@ -85,7 +86,8 @@ class Drive:
         began_s = loop.time()
         self.post(self._admitted(problems, seed))
         while True:
-            events, self.inbox = [*joined(self.inbox), Tick(int(1000 * loop.time()))], []
+            inbox, self.inbox = sorted(self.inbox, key=lambda event: ORDER.get(type(event), 0)), []
+            events: list[Event] = [*joined(inbox), Tick(int(1000 * loop.time()))]
             for command in self.shard.handle(events):
                 self._carry_out(command, dispatcher)
             dispatcher.pump()
@@ -129,17 +131,6 @@ class Drive:
                 self.post(Committed(command.sequence))
             case _:
                 raise AssertionError(f"none of the algorithms compares answers, but here is a {type(command).__name__}")
-
-
-def joined(events: list[Event]) -> list[Event]:
-    """Events, but all results of engines as one, and all scores: the shard takes the time for each event, not for each row."""
-    found: list[Event] = [each for each in events if not isinstance(each, StepsSampled | StepsScored)]
-    for kind in (StepsSampled, StepsScored):
-        if mine := [each for each in events if isinstance(each, kind)]:
-            names = [each.name for each in fields(kind) if isinstance(getattr(mine[0], each.name), np.ndarray)]
-            columns: dict[str, Any] = {name: np.concatenate([getattr(each, name) for each in mine]) for name in names}
-            found.append(replace(mine[0], **columns))
-    return found
 
 
 def at_random(seed: int) -> Place:
