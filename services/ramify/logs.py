@@ -17,6 +17,8 @@ LEVEL_VARIABLE = "RAMIFY_LOG_LEVEL"
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 NAMES = {"levelname": "level", "name": "logger", "exc_info": "exception", "stack_info": "stack"}
 
+log = logging.getLogger(__name__)
+
 _about: ContextVar[Mapping[str, str]] = ContextVar("about", default=MappingProxyType({}))
 
 
@@ -32,14 +34,19 @@ def configure(encoding: str = "", level: str = "", **fields: str) -> None:
         fields: what every line of the process is about.
     """
     handler = logging.StreamHandler()
-    if (encoding or os.environ.get(FORMAT_VARIABLE, "")) == "json":
+    encoding = encoding or os.environ.get(FORMAT_VARIABLE, "") or "text"
+    level = level or os.environ.get(LEVEL_VARIABLE, "") or "INFO"
+    if encoding == "json":
         handler.setFormatter(
             JsonFormatter("%(levelname)s %(name)s %(message)s", timestamp="time", rename_fields=NAMES, json_ensure_ascii=False)
         )
     else:
         handler.setFormatter(logging.Formatter(TEXT))
     handler.addFilter(_Fields(fields))
-    logging.basicConfig(level=level or os.environ.get(LEVEL_VARIABLE, "") or "INFO", handlers=[handler])
+    logging.basicConfig(level=level if level in LEVELS else "INFO", handlers=[handler])
+    for name, given, known in ((FORMAT_VARIABLE, encoding, FORMATS), (LEVEL_VARIABLE, level, LEVELS)):
+        if given not in known:  # no reason for a process not to work
+            log.warning("%s is %r, none of %s: it is as if it were not set", name, given, ", ".join(known))
 
 
 @contextlib.contextmanager

@@ -18,13 +18,17 @@ ONLY_TOGETHER = {"le"}
 WITH_TLS = {"ramify_certificate_expires_timestamp_seconds"}  # see tests/unit/gateway/test_metrics.py
 
 
+def session(up: Up) -> Path:
+    """Ray's folder."""
+    commands = [word for process in up.processes() for word in process.cmdline()]
+    return next(Path(word.partition("=")[2]) for word in commands if word.startswith("--session-dir="))
+
+
 def addresses(up: Up) -> list[str]:
     """Where the gateway, the verifier and Ray's node tell."""
     logs = [(up.home / f"{name}.log").read_text() for name in ("gateway", "verifier")]
     found = [re.findall(r"metrics are at http://(\S+)/metrics", log)[-1] for log in logs]
-    commands = [word for process in up.processes() for word in process.cmdline()]
-    session = next(Path(word.partition("=")[2]) for word in commands if word.startswith("--session-dir="))
-    ports = [file.read_text() for file in session.glob("metrics_export_port_*")]
+    ports = [file.read_text() for file in session(up).glob("metrics_export_port_*")]
     return [*found, *(f"127.0.0.1:{port}" for port in ports)]
 
 
@@ -68,3 +72,9 @@ def test_a_system_tells_what_the_page_says_and_nothing_else(up: Up, puzzles: lis
     assert {name: sorted(labels) for name, labels in ours.items() if labels != wanted[name]} == {}
     assert documented().keys() - WITH_TLS <= seen.keys(), "Ray's own, and those of processes"
     assert not {"job", "job_id", "tree", "tree_id"} & {label for labels in ours.values() for label in labels}
+
+
+def test_actors_log_as_services_do(up: Up) -> None:
+    """Ray itself would show warnings alone."""
+    lines = [line for file in session(up).glob("logs/worker-*.err") for line in file.read_text().splitlines()]
+    assert any(" INFO ramify.scheduler.actors.shell: shard:0@" in line for line in lines), lines

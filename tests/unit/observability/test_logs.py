@@ -46,6 +46,13 @@ def test_text_is_as_it_was_and_the_level_is_given() -> None:
     assert lines[0].split(" ", 2)[2] == "WARNING ramify.some: engine é:0 is away: gone"
 
 
+def test_a_setting_that_nobody_knows_is_told_and_stops_nobody() -> None:
+    lines = said(RAMIFY_LOG_FORMAT="yaml", RAMIFY_LOG_LEVEL="LOUD", PYTHONUTF8="1")
+    assert lines[0].endswith("RAMIFY_LOG_FORMAT is 'yaml', none of text, json: it is as if it were not set")
+    assert lines[1].endswith("RAMIFY_LOG_LEVEL is 'LOUD', none of DEBUG, INFO, WARNING, ERROR: it is as if it were not set")
+    assert lines[2].endswith("INFO ramify.some: it begins")
+
+
 @pytest.mark.parametrize("module", ["ramify.gateway", "ramify.verifier"])
 def test_services_log_json_when_told_to(module: str, tmp_path: Any) -> None:
     options = ["--log-format", "json", "--listen", "127.0.0.1:0", "--exit-with-stdin"]
