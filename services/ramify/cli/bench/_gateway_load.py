@@ -190,25 +190,33 @@ class Watches:
 
 
 class Asker:
-    """A process with a load. Ends with its parent."""
+    """A process that asks, one load after the other. It ends with its parent."""
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self._told, told = context.Pipe(duplex=False)
-        self._process = context.Process(target=_run, args=(load, told), daemon=True)
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other,), daemon=True)
         self._process.start()
-        told.close()
+        other.close()
 
-    def begun(self) -> None:
-        """Wait until it counts. Raises `EOFError` if it dies before."""
-        self._told.recv()
+    def begin(self, load: Load) -> None:
+        """Have it asked; returns once it counts. Raises `EOFError` if it dies."""
+        self._pipe.send(load)
+        self._pipe.recv()
 
     def answered(self) -> Answered:
-        """Wait for what it has counted. Raises `EOFError` if it dies before."""
-        found: Answered = self._told.recv()
-        self._process.join()
+        """Wait for what it has counted. Raises `EOFError` if it dies."""
+        found: Answered = self._pipe.recv()
         return found
 
+    def stop(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._process.join()
 
-def _run(load: Load, told: "Connection[Any, Any]") -> None:
-    told.send(asyncio.run(load.run(lambda: told.send(None))))
+
+def _serve(pipe: "Connection[Any, Any]") -> None:
+    with contextlib.suppress(EOFError):
+        while True:
+            load: Load = pipe.recv()
+            pipe.send(asyncio.run(load.run(lambda: pipe.send(None))))

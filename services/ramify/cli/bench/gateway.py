@@ -135,13 +135,27 @@ async def fill(database: Database, count: int, tenants: Sequence[str]) -> list[s
     return await asyncio.gather(*map(one, range(count)))
 
 
-async def ask(place: Place, loads: Sequence[Load]) -> dict[str, Any]:
+@contextlib.asynccontextmanager
+async def askers(count: int) -> AsyncIterator[list[Asker]]:
+    """Processes that ask."""
+    found = [Asker() for _ in range(count)]
+    try:
+        yield found
+    finally:
+        for asker in found:
+            await asyncio.to_thread(asker.stop)
+
+
+async def begin(place: Place, loads: Sequence[tuple[Asker, Load]]) -> tuple[float, float]:
+    """Have all of them asked; when they count, and the gateway's CPU seconds at that time."""
+    await asyncio.gather(*(asyncio.to_thread(asker.begin, load) for asker, load in loads))
+    return time.perf_counter(), place.cpu_s()
+
+
+async def ask(place: Place, loads: Sequence[tuple[Asker, Load]]) -> dict[str, Any]:
     """What becomes of some loads, and what they cost the gateway and those who ask."""
-    askers = [Asker(load) for load in loads]
-    for asker in askers:
-        await asyncio.to_thread(asker.begun)
-    began_s, cpu_s = time.perf_counter(), place.cpu_s()
-    found = await asyncio.gather(*(asyncio.to_thread(asker.answered) for asker in askers))
+    began_s, cpu_s = await begin(place, loads)
+    found = await asyncio.gather(*(asyncio.to_thread(asker.answered) for asker, _ in loads))
     return figures(found, place.cpu_s() - cpu_s, time.perf_counter() - began_s)
 
 
@@ -158,18 +172,15 @@ def figures(found: Sequence[Answered], gateway_cpu_s: float, elapsed_s: float) -
     }
 
 
-async def watched(place: Place, job_ids: Sequence[str], clients: int, seconds: float) -> dict[str, Any]:
+async def watched(place: Place, loads: Sequence[tuple[Asker, Load]], job_ids: Sequence[str], seconds: float) -> dict[str, Any]:
     """How late watches of some jobs are, while a shard commits."""
-    askers = [Asker(Watches(place.door, job_ids, client, clients)) for client in range(clients)]
-    for asker in askers:
-        await asyncio.to_thread(asker.begun)
-    began_s, cpu_s = time.perf_counter(), place.cpu_s()
-    late = await commit(place.database, job_ids, seconds)
+    began_s, cpu_s = await begin(place, loads)
+    late_ms = await commit(place.database, job_ids, seconds)
     elapsed_s, cpu_s = time.perf_counter() - began_s, place.cpu_s() - cpu_s
     await asyncio.gather(*(Jobs(place.database).cancel(job_id) for job_id in job_ids))  # which ends their watches
-    found = await asyncio.gather(*(asyncio.to_thread(asker.answered) for asker in askers))
+    found = await asyncio.gather(*(asyncio.to_thread(asker.answered) for asker, _ in loads))
     told = round(sum(each.calls for each in found) / elapsed_s)
-    return {**figures(found, cpu_s, elapsed_s), "calls_per_s": told, "open": len(job_ids), "commit_late_ms": round(late, 1)}
+    return {**figures(found, cpu_s, elapsed_s), "calls_per_s": told, "open": len(job_ids), "commit_late_ms": round(late_ms, 1)}
 
 
 async def commit(database: Database, job_ids: Sequence[str], seconds: float) -> float:
@@ -190,13 +201,16 @@ async def commit(database: Database, job_ids: Sequence[str], seconds: float) -> 
 
 async def measure(load: Shape, tenants: int, store: str | None) -> dict[str, Any]:
     """All figures, of a gateway with so many tenants' keys and TLS; for none, with neither."""
-    async with a_gateway(store, tenants) as place:
+    async with a_gateway(store, tenants) as place, askers(load.clients) as who:
         job_ids = await fill(place.database, load.jobs, names(tenants))
-        calls, clients = -(-load.calls // load.clients), range(load.clients)
+        watched_ids = job_ids[: load.watches]
+        calls = -(-load.calls // load.clients)
+        submits, reads = Submits(place.door, load.seconds, calls), Reads(place.door, load.seconds, calls, job_ids)
+        watches = [(each, Watches(place.door, watched_ids, number, load.clients)) for number, each in enumerate(who)]
         return {
-            "submits": await ask(place, [Submits(place.door, load.seconds, calls) for _ in clients]),
-            "reads": await ask(place, [Reads(place.door, load.seconds, calls, job_ids) for _ in clients]),
-            "watches": await watched(place, job_ids[: load.watches], load.clients, load.seconds),
+            "submits": await ask(place, [(each, submits) for each in who]),
+            "reads": await ask(place, [(each, reads) for each in who]),
+            "watches": await watched(place, watches, watched_ids, load.seconds),
         }
 
 
