@@ -44,7 +44,9 @@ class Place:
     def files(self, pods: Pods) -> Path:
         """Lay out a pod's projected volumes; the folder that stands for /etc/ramify."""
         etc = self._folder / pods.owner.replace("/", "-")
-        etc.mkdir(parents=True, exist_ok=True)
+        if etc.exists():
+            return etc
+        etc.mkdir(parents=True)
         for volume in pods.spec["volumes"]:
             for source in volume.get("projected", {}).get("sources", ()):
                 (kind,) = source
@@ -80,7 +82,7 @@ class Place:
         etc = self.files(pods)
         return subprocess.run(
             ["bash", "-euo", "pipefail", "-c", self._here(script.replace("/tmp/", "./"), etc, pods), *arguments],
-            env={**self._environment(pods, etc), **environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+            env={**self.environment(pods), **environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
             cwd=etc,
             capture_output=True,
             text=True,
@@ -88,9 +90,14 @@ class Place:
             check=False,
         )
 
-    def _environment(self, pods: Pods, etc: Path) -> dict[str, str]:
-        own = {each["name"]: self._here(each["value"], etc, pods) for each in pods.container.get("env", ()) if "value" in each}
-        return {**os.environ, **own}
+    def environment(self, pods: Pods) -> dict[str, str]:
+        """The variables of a pod's container."""
+        given = pods.container.get("env", ())
+        return {**os.environ, **{each["name"]: self.here(each["value"], pods) for each in given if "value" in each}}
+
+    def here(self, text: str, pods: Pods) -> str:
+        """A text of a pod, with folders and ports of this machine."""
+        return self._here(text, self.files(pods), pods)
 
     def start(self, pods: Pods) -> subprocess.Popen[str]:
         """Start what a pod's container runs."""
@@ -101,7 +108,7 @@ class Place:
         start = {"python": [sys.executable], "ramify": RAMIFY}[command[2]]
         return subprocess.Popen(
             [*start, *command[3:]],
-            env=self._environment(pods, etc),
+            env=self.environment(pods),
             cwd=etc,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -15,6 +15,7 @@ imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 securityContext: {{- include "ramify.containerSecurity" . | nindent 2 }}
 env:
   {{- include "ramify.env" . | nindent 2 }}
+  - {name: RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S, value: "5"} # after preStop there is nothing to wait for but Serve's proxy
   - {name: RAMIFY_LOG_LEVEL, value: {{ .root.Values.logs.level }}}
   {{- if eq .component "ray-head" }}
   - {name: RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT, value: "1000000"} # what an application waits for may come at any time
