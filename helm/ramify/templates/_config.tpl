@@ -3,11 +3,11 @@
 store_file = "/etc/ramify/store/url"
 verifier = {{ .Values.verifier.external | default (printf "%s-verifier-headless:50061" (include "ramify.fullname" .)) | toJson }}
 fleet_file = "/etc/ramify/fleet.toml"
-shards = {{ .Values.ray.schedulers.shards }}
+shards = {{ int64 .Values.ray.schedulers.shards }}
 shard_cpus = 1
 shard_labels = { "ramify.dev/role" = "scheduler" }
 lease_s = {{ .Values.shards.leaseSeconds }}
-trees_max = {{ .Values.shards.treesMax }}
+trees_max = {{ int64 .Values.shards.treesMax }}
 {{- with .Values.store.retainDays }}
 retain_days = {{ . }}
 {{- end }}
@@ -46,8 +46,8 @@ spec = {{ .spec | toJson }}
 region = {{ . | toJson }}
 {{- end }}
 count = {{ .replicas.start | default .replicas.min }}
-count_min = {{ .replicas.min }}
-count_max = {{ .replicas.max }}
+count_min = {{ int64 .replicas.min }}
+count_max = {{ int64 .replicas.max }}
 gpus = {{ .gpus | default 0 }}
 cpus = {{ .cpus | default 0 }}
 labels = { "ramify.dev/engines" = {{ .name | toJson }} }

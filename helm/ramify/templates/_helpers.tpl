@@ -73,6 +73,9 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- with .settings.priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}
+{{- with .settings.runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
 {{- end -}}
 
 {{/* Pods apart from each other, as far as that can be. Takes a dict: root, settings, component and group. */}}
