@@ -54,7 +54,10 @@ asyncio.run(main(sys.argv[1]))
 
 
 def differences(connection: Connection) -> list[Any]:
-    return list(compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata))
+    # What alembic reads of SQLite's index over an expression is not what it has made.
+    unreadable = "jobs_to_run" if connection.dialect.name == "sqlite" else ""
+    opts = {"compare_type": True, "include_object": lambda _object, name, *_: name != unreadable}
+    return list(compare_metadata(MigrationContext.configure(connection, opts=opts), metadata))
 
 
 async def test_the_migrated_tables_are_those_of_the_schema(database: Database) -> None:
