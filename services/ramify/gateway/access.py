@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence, Set
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import islice, takewhile
 from types import MappingProxyType
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -21,9 +22,12 @@ HEADER = "authorization"
 SCHEME = "bearer "
 
 KEYS_MAX = 4096  # that are remembered, good ones and those that are not there
-READS_MAX = 4  # of keys at once: whoever comes with wrong ones must not take every connection to the store
-REFUSALS_MAX = 4096  # callers of whom it is remembered that their refusal is written down
+KEYS_A_READ = 512
+READS_MAX = 4  # at once: whoever comes with wrong ones must not take every connection to the store
 REFUSAL_S = 60.0  # in which a caller is written down once for each thing that it may not do
+REFUSALS_MAX = 256  # that are written down in that time at most, whoever comes from wherever
+
+Reading = asyncio.Task[Mapping[str, Key]]
 
 ROLES: Mapping[str, Role] = MappingProxyType(
     {
@@ -157,11 +161,15 @@ class Access:
 
 @dataclass(slots=True)
 class KeyBook:
-    """Keys as the store had them `fresh_s` seconds ago at most: for so long one that was revoked may still be taken."""
+    """Keys as the store had them `fresh_s` seconds ago at most: for so long one that was revoked may still be taken.
+
+    All that are in use are read again together.
+    """
 
     keys: Keys
     fresh_s: float
-    _known: dict[str, tuple[float, asyncio.Task[Key | None]]] = field(default_factory=dict)  # until when; the oldest first
+    _known: dict[str, tuple[float, Reading]] = field(default_factory=dict)  # until when; the oldest first
+    _used: set[str] = field(default_factory=set)  # of those, since they were read
     _reads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(READS_MAX))
 
     async def find(self, key_id: str) -> Key | None:
@@ -169,20 +177,33 @@ class KeyBook:
         now_s = asyncio.get_running_loop().time()
         until_s, reading = self._known.get(key_id, (0.0, None))
         if reading is None or until_s <= now_s:
-            reading = asyncio.create_task(self._read(key_id), name="key")
-            self._known.pop(key_id, None)
-            self._known[key_id] = now_s + self.fresh_s, reading
-            while len(self._known) > KEYS_MAX:
-                del self._known[next(iter(self._known))]
-        return await asyncio.shield(reading)
+            reading = self._renew(key_id, now_s)
+        self._used.add(key_id)
+        return (await asyncio.shield(reading)).get(key_id)
 
-    async def _read(self, key_id: str) -> Key | None:
+    def _renew(self, key_id: str, now_s: float) -> Reading:
+        stale = [*takewhile(lambda each: self._known[each][0] <= now_s, islice(self._known, KEYS_A_READ))]
+        wanted = {key_id, *self._used.intersection(stale)}
+        reading = asyncio.create_task(self._read(wanted), name="keys")
+        for each in (key_id, *stale):
+            self._forget(each)
+        self._known.update(dict.fromkeys(wanted, (now_s + self.fresh_s, reading)))
+        while len(self._known) > KEYS_MAX:
+            self._forget(next(iter(self._known)))
+        return reading
+
+    async def _read(self, key_ids: Set[str]) -> Mapping[str, Key]:
         try:
             async with self._reads:
-                return await self.keys.find(key_id)
+                return await self.keys.known(key_ids)
         except BaseException:
-            self._known.pop(key_id, None)  # the next one asks again
+            for key_id in key_ids:
+                self._forget(key_id)  # the next one asks again
             raise
+
+    def _forget(self, key_id: str) -> None:
+        self._known.pop(key_id, None)
+        self._used.discard(key_id)
 
 
 @dataclass(slots=True)

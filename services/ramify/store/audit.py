@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import Select, delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ramify.store.clock import Clock, db_now_ms
@@ -64,7 +64,14 @@ class Audit:
     @to_its_end
     async def latest(self, limit: int, tenant: str | None = None) -> list[Entry]:
         """The newest entries, the newest first; of one tenant, or of all."""
-        query = select(table).order_by(table.c.number.desc()).limit(limit)
+        return await self._entries(select(table).order_by(table.c.number.desc()).limit(limit), tenant)
+
+    @to_its_end
+    async def following(self, after: int, limit: int, tenant: str | None = None) -> list[Entry]:
+        """Entries with a larger number than `after`, the oldest first; for those who keep the log elsewhere."""
+        return await self._entries(select(table).where(table.c.number > after).order_by(table.c.number).limit(limit), tenant)
+
+    async def _entries(self, query: Select[Any], tenant: str | None) -> list[Entry]:
         if tenant is not None:
             query = query.where(table.c.tenant == tenant)
         async with self.database.read() as connection:

@@ -48,6 +48,8 @@ def test_what_a_tenant_may_have(ramify: Ramify) -> None:
     assert ramify("tenants", "remove", "acme").code == 2
     actions = [json.loads(line)["action"] for line in ramify("audit", "--json").out.splitlines()]
     assert actions == ["tenants.remove", "tenants.set", "tenants.set"]
+    (last,) = (json.loads(line) for line in ramify("audit", "--json", "--after", "2").out.splitlines())
+    assert (last["number"], last["action"]) == (3, "tenants.remove")
 
 
 @pytest.mark.parametrize(
