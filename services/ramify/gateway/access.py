@@ -224,9 +224,8 @@ class Refusals:
         if len(self._told) >= REFUSALS_MAX:
             return
         self._told[who, method, outcome] = now_s + REFUSAL_S
-        with contextlib.suppress(
-            SQLAlchemyError
-        ):  # the caller is to know why it was refused, and not why that isn't written down
+        # The caller is to be told why it was refused, and not why that can't be written down.
+        with contextlib.suppress(SQLAlchemyError):
             await self.audit.refused(actor, method, subject, outcome, detail)
 
 
