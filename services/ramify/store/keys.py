@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -16,11 +16,9 @@ from ramify.store.database import Database, to_its_end
 from ramify.store.errors import InvalidName, KeyNotFound
 from ramify.store.schema import keys
 from ramify.store.tenants import DAY_MS, check_tenant
-from ramify.store.together import together
 
 SECRET_BYTES = 32
 NAME_MAX = 128
-KEYS_A_READ = 256
 _FORM = re.compile(r"rk_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 
 
@@ -115,17 +113,12 @@ class Keys:
             rows = await connection.execute(query if tenant is None else query.where(keys.c.tenant == tenant))
             return [_key(row) for row in rows]
 
-    async def find(self, key_id: str) -> Key | None:
-        """The key of an id, good or not."""
-        return await _find(self.database, key_id)
-
-
-@together(most=KEYS_A_READ)
-async def _find(database: Database, key_ids: Sequence[str]) -> list[Key | Exception | None]:
-    async with database.read() as connection:
-        rows = await connection.execute(select(keys).where(keys.c.key_id.in_({*key_ids})))
-        found = {row.key_id: _key(row) for row in rows}
-    return [found.get(key_id) for key_id in key_ids]
+    @to_its_end
+    async def known(self, key_ids: Collection[str]) -> dict[str, Key]:
+        """Keys by their ids, good or not; those that are not there are left out."""
+        async with self.database.read() as connection:
+            rows = await connection.execute(select(keys).where(keys.c.key_id.in_(key_ids)))
+            return {row.key_id: _key(row) for row in rows}
 
 
 def parts_of(text: str) -> tuple[str, str] | None:
