@@ -53,7 +53,7 @@ class Completions:
         for result in results:
             _check(result)
         if len(results) < wanted.n:
-            raise HttpError(503, f"job {run.job.job_id} was cancelled", "server_error", "cancelled")
+            raise HttpError(422, f"job {run.job.job_id} was cancelled", "invalid_request_error", "cancelled")
         choices = [
             {
                 "index": result.problem_index,
@@ -100,7 +100,7 @@ class Completions:
                     yield line
                 told += 1
         if told < answers:
-            raise HttpError(503, f"job {run.job.job_id} was cancelled", "server_error", "cancelled")
+            raise HttpError(422, f"job {run.job.job_id} was cancelled", "invalid_request_error", "cancelled")
 
 
 def _told(job: job_pb2.Job, head: dict[str, Any], result: job_pb2.Result) -> Sequence[str]:
@@ -115,7 +115,7 @@ def _told(job: job_pb2.Job, head: dict[str, Any], result: job_pb2.Result) -> Seq
 
 def _check(result: job_pb2.Result) -> None:
     if result.outcome == job_pb2.OUTCOME_FAILED:
-        raise HttpError(500, f"there is no answer: {result.message}", "server_error", "no_answer")
+        raise HttpError(422, f"there is no answer: {result.message}", "invalid_request_error", "no_answer")
 
 
 def finish_reason(result: job_pb2.Result) -> str:

@@ -92,4 +92,6 @@ def _response(request: Request, error: HttpError, headers: dict[str, str]) -> Re
     if error.status == 401:  # a browser asks for a name, which may be anything, and the key as the password
         page = "text/html" in request.headers.get("accept", "")
         headers["WWW-Authenticate"] = 'Basic realm="Ramify: the API key is the password"' if page else "Bearer"
+    if error.status == 504:
+        headers["x-should-retry"] = "false"  # else OpenAI's clients would begin the same search again
     return JSONResponse(error.body, error.status, headers)

@@ -78,7 +78,7 @@ async def test_a_search_that_fails_says_why(home: House) -> None:
         return home.finish(job, outcome=job_pb2.OUTCOME_FAILED, steps=[], message="every chain was cut", answer_node_id=0)
 
     response = await home.solve(fail)
-    assert (response.status_code, response.json()["error"]["code"]) == (500, "no_answer")
+    assert (response.status_code, response.json()["error"]["code"]) == (422, "no_answer")
     assert "every chain was cut" in response.json()["error"]["message"]
     (found,) = [event for event in events(await home.solve(fail, stream=True)) if "error" in event]
     assert found["error"]["code"] == "no_answer"
@@ -94,7 +94,7 @@ async def test_who_goes_away_ends_the_search(home: House) -> None:
 
 async def test_a_job_that_somebody_cancels_is_told(home: House) -> None:
     response = await home.solve(lambda job: home.jobs.cancel(job.job_id))
-    assert (response.status_code, response.json()["error"]["code"]) == (503, "cancelled")
+    assert (response.status_code, response.json()["error"]["code"]) == (422, "cancelled")
 
 
 async def test_what_can_t_be_done_is_refused_in_openai_s_shape(home: House) -> None:
