@@ -61,6 +61,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.keepalive_timeout_ms", 20_000),
     # A tree of a hard problem is larger than gRPC's default of 4 MiB.
     ("grpc.max_receive_message_length", 256 << 20),
+    # Connections of its own: those that a process shares, which is gRPC's way, make a new client wait out another one's backoff.
+    ("grpc.use_local_subchannel_pool", 1),
     # The gateway may be restarted while a stream waits for it: look again soon.
     ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.initial_reconnect_backoff_ms", 200),
