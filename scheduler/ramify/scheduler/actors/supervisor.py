@@ -138,9 +138,9 @@ class Supervisor:
             await self._found()
 
     async def _found(self) -> bool:
-        """Whether there are shards already, after which it looks from then on."""
+        """Whether there are shards at work, if need be of a predecessor; it looks after them from then on."""
         there = {*actor_names()}
-        found = [index for index in range(SLOTS) if name_of(index) in there]
+        found = [index for index in range(SLOTS) if name_of(index) in there and index not in self._shards]
         if self._started or not found:
             return self._started
         known = await asyncio.gather(*map(fleet_of, found))
