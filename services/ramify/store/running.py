@@ -1,5 +1,6 @@
 """Jobs that run, as far as a shard has to know of them: there may be very many."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +9,10 @@ from sqlalchemy import Column, Select, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ramify.store.rows import JOBS_A_STATEMENT, JobRow
-from ramify.store.schema import DEFAULT_TENANT, RUNNING, jobs
+from ramify.store.schema import DEFAULT_TENANT, jobs
 from ramify.v1 import job_pb2
 
+RUNNING = jobs.c.state == job_pb2.JOB_STATE_RUNNING
 OTHERS_MAX = 64  # jobs of a tenant that are told at once and that were not known: so many are begun in a fraction of a second
 
 
@@ -47,7 +49,8 @@ async def open_jobs(connection: AsyncConnection, known: Mapping[str, OpenJob]) -
     numbers = {job.number: job for job in known.values()}
     place = func.row_number().over(partition_by=jobs.c.tenant, order_by=(jobs.c.priority.desc(), jobs.c.number)).label("place")
     every = select(jobs.c.number, jobs.c.tenant, place).where(RUNNING).subquery()
-    first = select(every.c.number, every.c.tenant).where(every.c.place <= OTHERS_MAX + len(numbers)).order_by(every.c.place)
+    most = OTHERS_MAX + max(Counter(job.tenant for job in known.values()).values(), default=0)
+    first = select(every.c.number, every.c.tenant).where(every.c.place <= most).order_by(every.c.place)
     alive, others = set[int](), dict[str, list[int]]()
     for number, tenant in (await connection.execute(first)).all():
         alive.add(number)

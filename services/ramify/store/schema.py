@@ -33,8 +33,6 @@ DEFAULT_TENANT = "default"
 
 TenantName = String(64)
 
-RUNNING = text("state = 2")  # JOB_STATE_RUNNING; what an index is bound to has to be written out
-
 jobs = Table(
     "jobs",
     metadata,
@@ -71,8 +69,6 @@ jobs = Table(
     Column("finished_ms", BigInteger),
     Index("jobs_by_state", "state", "number"),
     Index("jobs_by_tenant", "tenant", "state", "number"),
-    # The order in which each tenant's jobs are begun.
-    Index("jobs_to_run", "tenant", text("priority DESC"), "number", sqlite_where=RUNNING, postgresql_where=RUNNING),
 )
 
 problems = Table(

@@ -16,9 +16,6 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("tenant", sa.String(64), nullable=False, server_default="default"))
     op.add_column("jobs", sa.Column("priority", sa.Integer(), nullable=False, server_default="0"))
     op.create_index("jobs_by_tenant", "jobs", ["tenant", "state", "number"])
-    running = sa.text("state = 2")
-    order: list[str | sa.TextClause] = ["tenant", sa.text("priority DESC"), "number"]
-    op.create_index("jobs_to_run", "jobs", order, sqlite_where=running, postgresql_where=running)
     if op.get_bind().dialect.name != "sqlite":  # which bounds no text
         op.alter_column("jobs", "request_id", type_=sa.String(256), existing_type=sa.String(128), existing_nullable=False)
     _create_tenants()
