@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from typing import Any
 
 import jsonschema
@@ -171,3 +172,17 @@ def ray_service(objects: tuple[Object, ...]) -> Object:
 )
 def test_bad_values_are_refused_and_say_why(settings: tuple[str, ...], told: str) -> None:
     assert told in refused(*settings)
+
+
+def test_every_value_is_told_of() -> None:
+    text = (CHART / "values.yaml").read_text()
+    schema = json.loads((CHART / "values.schema.json").read_text())
+
+    def names(known: Any) -> set[str]:
+        if isinstance(known, list):
+            return set().union(*map(names, known))
+        if not isinstance(known, dict):
+            return set()
+        return {*known.get("properties", ())}.union(*map(names, known.values()))
+
+    assert {name for name in names(schema) if not re.search(rf"\b{name}\b", text)} == {"global", "claims"}  # helm's, Kubernetes'
