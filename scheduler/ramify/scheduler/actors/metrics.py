@@ -111,7 +111,7 @@ class ShardMetrics:
         self._set(self._full, status.store_full)
         self._tell_engines(status, regions)
         self._tell_tenants(status)
-        waiting = Tally(dict.fromkeys(WAITED_FOR, 0))
+        waiting = Tally[str](dict.fromkeys(WAITED_FOR, 0))
         for wait in status.waits:
             waiting[wait.what] += wait.count
         for what, count in waiting.items():
