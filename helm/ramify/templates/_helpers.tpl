@@ -159,14 +159,9 @@ topologySpreadConstraints:
 {{- list $name (printf "%s.%s.svc" $name .Release.Namespace) (printf "%s.%s.svc.cluster.local" $name .Release.Namespace) | toJson -}}
 {{- end -}}
 
-{{/* A claim with models, as volume and mount. Takes a dict: root and settings. */}}
+{{/* The claim with the models, if there is one. Takes a dict: root and settings. */}}
 {{- define "ramify.modelsClaim" -}}
 {{- .settings.modelsClaim | default .root.Values.models.existingClaim -}}
-{{- end -}}
-
-{{/* How many pods of a kind may not be gone at once: one less than there are. Takes the number; empty: no budget. */}}
-{{- define "ramify.disruption" -}}
-{{- if gt (int .) 1 }}{{ sub (int .) 1 }}{{ end -}}
 {{- end -}}
 
 {{- define "ramify.serviceAccount" -}}
