@@ -31,7 +31,7 @@ class Node:
     text: str
     score: float = math.nan
     finish: int = 0
-    status: Status = Status.OPEN
+    status: int = Status.OPEN
     dirty: int = 0
     children: int = 0
 
@@ -50,7 +50,7 @@ class Tree:
 
     tree_id: int
     root: Node
-    status: TreeStatus = TreeStatus.GROWING
+    status: int = TreeStatus.GROWING
     best: Node | None = None
     nodes: list[Node] = field(default_factory=list)  # by row, the root too
 
@@ -64,7 +64,7 @@ class Grown:
 
     def __repr__(self) -> str:
         lines = [
-            f"  tree {index} {tree.status.name} row {node.row} under {node.parent.row if node.parent else '-'} {node.status.name}"
+            f"  tree {index} {tree.status} row {node.row} under {node.parent.row if node.parent else '-'} {node.status}"
             f" finish={node.finish} score={node.score} text={node.text!r} dirty={node.dirty}"
             for index, tree in enumerate(self.trees)
             for node in tree.nodes
@@ -163,7 +163,7 @@ def forests(
             if ends and node.parent:
                 node.dirty = draw(st.sampled_from((0, 0, Dirty.NODE, Dirty.SCORE, Dirty.COMMITTING)))
         if ends:
-            tree.status = draw(st.sampled_from(TreeStatus))
+            tree.status = draw(st.integers(TreeStatus.GROWING, TreeStatus.FREE))
             tree.best = draw(st.sampled_from([None, *tree.nodes[1:]]))
     settle(grown)
     grown.forest.validate()

@@ -128,7 +128,7 @@ def land(data: st.DataObject, grown: Grown, tree: Tree, parent: Node, row: int) 
     tree.nodes.append(Node(row, int(forest.node_id[row]), parent, [1], text, score, int(finish), status))
 
 
-def set_status(nodes: dict[int, tuple[Tree, Node]], forest: Forest, rows: Rows, status: Status) -> None:
+def set_status(nodes: dict[int, tuple[Tree, Node]], forest: Forest, rows: Rows, status: int) -> None:
     forest.status[rows] = status
     for row in rows.tolist():
         nodes[row][1].status = status

@@ -102,7 +102,7 @@ def plain(forest: Forest, tree: int, beam: Beam) -> PlainRace:
         parent = None if forest.parent[row] == NO_ROW else nodes[int(forest.parent[row])]
         text = forest.texts(np.array([row], np.int32))[0] if parent else ""
         score, finish = float(forest.score[row]), int(forest.finish[row])
-        node = Node(row, int(forest.node_id[row]), parent, [], text, score, finish, Status(forest.status[row]))
+        node = Node(row, int(forest.node_id[row]), parent, [], text, score, finish, int(forest.status[row]))
         nodes[row] = node
     everyone = np.flatnonzero(forest.tree[: forest.size] == tree)
     speculative = everyone[(forest.flags[everyone] & Flag.SPECULATIVE) != 0]

@@ -21,7 +21,7 @@ class Landing:
         """The nodes have all that the policy needs: it may decide about them."""
         self.land(rows, Status.OPEN)
 
-    def land(self, rows: Rows, status: Status) -> None:
+    def land(self, rows: Rows, status: int) -> None:
         """The nodes are in flight no more, and their trees' policies are to be asked."""
         if len(rows):
             self.forest.land(rows, status)

@@ -367,12 +367,12 @@ class Shard:
         return np.equal(self.forest.trees.status[self.forest.tree[rows]], TreeStatus.GROWING)
 
     def _waiting(
-        self, hint: Hints, tree_id: NDArray[np.uint64], node_id: NDArray[np.uint64], status: Status
+        self, hint: Hints, tree_id: NDArray[np.uint64], node_id: NDArray[np.uint64], status: int
     ) -> tuple[Rows, NDArray[np.int64]]:
         """Like `Forest.locate`, of the nodes of growing trees in `status` alone, each of them once."""
         return self._once(*self.forest.locate(hint, tree_id, node_id), status)
 
-    def _once(self, rows: Rows, named: NDArray[np.int64], status: Status) -> tuple[Rows, NDArray[np.int64]]:
+    def _once(self, rows: Rows, named: NDArray[np.int64], status: int) -> tuple[Rows, NDArray[np.int64]]:
         waits = (self.forest.status[rows] == status) & self._growing(rows)
         rows, named = rows[waits], named[waits]
         if not (rows[1:] > rows[:-1]).all():  # else nothing can be there twice

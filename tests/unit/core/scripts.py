@@ -9,7 +9,6 @@ import numpy as np
 from ramify.scheduler.commands import Chains, Command, Generate
 from ramify.scheduler.engines.base import Finish
 from ramify.scheduler.events import StepsSampled, StepsScored, Tick
-from ramify.scheduler.forest.columns import TreeStatus
 from ramify.scheduler.forest.forest import Forest
 from ramify.scheduler.forest.segments import Rows
 from ramify.scheduler.plan import JobPlan
@@ -88,8 +87,8 @@ def scored(chains: Chains, scores: Sequence[float]) -> StepsScored:
     return StepsScored(chains.hint, chains.tree_id, chains.node_id, each, chains.length)
 
 
-def status(shard: Shard, tree: int = 0) -> TreeStatus:
-    return TreeStatus(shard.forest.trees.status[tree])
+def status(shard: Shard, tree: int = 0) -> int:
+    return int(shard.forest.trees.status[tree])
 
 
 def tick(shard: Shard, now_ms: int = 1_000_000) -> list[Command]:

@@ -22,7 +22,7 @@ class Chain(NamedTuple):
     text: str
     score: float
     finish: Finish = Finish.END
-    status: Status = Status.OPEN
+    status: int = Status.OPEN
 
 
 NONE = Chain("none", math.nan)

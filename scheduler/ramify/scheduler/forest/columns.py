@@ -1,8 +1,7 @@
 """What a forest's rows are: columns and the states that they can be in."""
 
 from collections.abc import Mapping
-from enum import IntEnum
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -13,41 +12,44 @@ NO_ROW = -1
 NO_GROUP = -1
 
 
-class Status(IntEnum):
+# Plain numbers: to compare a column with a member of an enum takes numpy five times as long.
+
+
+class Status:
     """Where a node is. It goes SAMPLING, SCORING (unless its policy needs no score of it), OPEN and then one of the others."""
 
-    SAMPLING = 0  # dispatched to an engine
-    SCORING = 1  # dispatched to the verifier
-    OPEN = 2  # in the frontier: the policy has yet to decide, or has decided to carry it along
-    EXPANDED = 3  # has children
-    PRUNED = 4  # given up
-    RETIRED = 5  # has ended and is set aside as a candidate for the answer
+    SAMPLING: Final = 0  # dispatched to an engine
+    SCORING: Final = 1  # dispatched to the verifier
+    OPEN: Final = 2  # in the frontier: the policy has yet to decide, or has decided to carry it along
+    EXPANDED: Final = 3  # has children
+    PRUNED: Final = 4  # given up
+    RETIRED: Final = 5  # has ended and is set aside as a candidate for the answer
 
 
-class TreeStatus(IntEnum):
+class TreeStatus:
     """Where a tree is."""
 
-    GROWING = 0
-    GROUPING = 1  # has ended; its answers are being compared
-    CHECKING = 2  # has an answer, which is with the checker
-    FINISHED = 3  # its result waits for its commit
-    COMMITTING = 4  # its result is in the commit that is being written
-    FREE = 5  # committed or cancelled; `compact` may drop it
+    GROWING: Final = 0
+    GROUPING: Final = 1  # has ended; its answers are being compared
+    CHECKING: Final = 2  # has an answer, which is with the checker
+    FINISHED: Final = 3  # its result waits for its commit
+    COMMITTING: Final = 4  # its result is in the commit that is being written
+    FREE: Final = 5  # committed or cancelled; `compact` may drop it
 
 
-class Dirty(IntEnum):
+class Dirty:
     """Bits of what a commit still has to write of a node."""
 
-    NODE = 1  # the step itself
-    SCORE = 2  # its score; the step is committed, or is written along with it
-    COMMITTING = 4  # in the commit that is being written
+    NODE: Final = 1  # the step itself
+    SCORE: Final = 2  # its score; the step is committed, or is written along with it
+    COMMITTING: Final = 4  # in the commit that is being written
 
 
-class Flag(IntEnum):
+class Flag:
     """Bits that say how a node came to be."""
 
-    GREEDY = 1  # sampled at temperature 0, whatever the job's is
-    SPECULATIVE = 2  # sampled before its chain had earned it
+    GREEDY: Final = 1  # sampled at temperature 0, whatever the job's is
+    SPECULATIVE: Final = 2  # sampled before its chain had earned it
 
 
 class Trees(Table):

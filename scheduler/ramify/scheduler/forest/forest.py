@@ -175,7 +175,7 @@ class Forest(Nodes):
         np.add.at(self.trees.spent, self.tree[rows], token_count.astype(np.int64))
         np.add.at(self.trees.steps, self.tree[rows], np.int64(1))
 
-    def land(self, rows: Rows, status: Status) -> None:
+    def land(self, rows: Rows, status: int) -> None:
         """The nodes `rows` `[R]` are in flight no more: the next decision about their trees knows of them."""
         tree = self.tree[rows]
         self.status[rows] = status
