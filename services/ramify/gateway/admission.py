@@ -20,6 +20,8 @@ CHUNK_MAX = 10_000  # problems a message
 PROMPT_MAX = 64 * 1024  # characters of a system prompt, or of a template
 STEP_PROMPT_MAX = 1024
 THOUGHTS_END_MAX = 64
+PATTERN_MAX = 4096
+SPEC_BYTES_MAX = 1 << 20  # with what this version doesn't know: it is kept as it came
 REGIONS_MAX = 100
 PRIORITY_MAX = 100  # and its negative the least
 WEIGHT_MAX = 10**6  # of a price, a round trip, carbon, or a model
@@ -44,7 +46,11 @@ def fill_spec(spec: job_pb2.JobSpec, models: Sequence[ModelRow]) -> job_pb2.JobS
         InvalidRequest: names the field, what is wrong with it and what would be right.
         NotReady: the system has no models.
     """
+    if spec.ByteSize() > SPEC_BYTES_MAX:
+        raise InvalidRequest(f"spec has {spec.ByteSize():,} bytes, but at most {SPEC_BYTES_MAX:,} are allowed")
     _check_text("spec.name", spec.name, NAME_MAX)
+    for name, most in (("policy", NAME_MAX), ("compare", NAME_MAX), ("pattern", PATTERN_MAX)):
+        _check_text(f"spec.search.{name}", getattr(spec.search, name), most)
     if abs(spec.priority) > PRIORITY_MAX:
         raise InvalidRequest(f"spec.priority is {spec.priority}, not from -{PRIORITY_MAX} to {PRIORITY_MAX}")
     generators = fill_generators(spec, models)
@@ -198,6 +204,7 @@ def check_routing(routing: job_pb2.Routing) -> job_pb2.Routing:
 
 
 def _model(role: str, name: str, models: Sequence[ModelRow]) -> ModelRow:
+    _check_text(f"spec.{role}", name, NAME_MAX)
     if not models:
         raise NotReady("the system has no models yet; start it with `ramify up`, or wait until it is ready")
     known = {model.name: model for model in models if model.role == role}

@@ -73,6 +73,8 @@ class CannotListen(GatewayError):
     """The address can't be had; the operator's fault."""
 
 
+MESSAGE_MAX = 1000  # characters: it travels as metadata, twice, which clients bound
+
 STATUS: Mapping[type[Exception], grpc.StatusCode] = MappingProxyType(
     {
         InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
@@ -115,7 +117,8 @@ def status_of(error: Exception) -> grpc.Status:
     """The status, as code, message and google.rpc.Status, that tells a caller of an error."""
     code = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), grpc.StatusCode.INTERNAL)
     number: int = code.value[0]
-    body = status_pb2.Status(code=number, message=_message(error))
+    message = _message(error)
+    body = status_pb2.Status(code=number, message=message if len(message) <= MESSAGE_MAX else f"{message[:MESSAGE_MAX]} ...")
     for detail in _details(error, body.message):
         body.details.add().Pack(detail)
     status: grpc.Status = rpc_status.to_status(body)

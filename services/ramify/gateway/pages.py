@@ -29,4 +29,4 @@ def read_token(listing: str, text: str) -> int | None:
             return int(place)
     except (ValueError, binascii.Error):  # which is what else it may be
         pass
-    raise InvalidRequest(f"page_token {text!r} is none of this listing's: leave it empty for the first page")
+    raise InvalidRequest(f"page_token {text!r:.100} is none of this listing's: leave it empty for the first page")

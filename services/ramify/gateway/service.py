@@ -114,7 +114,7 @@ class JobService(JobServiceServicer):
 
     async def _append(self, job: job_pb2.Job, request: job_service_pb2.CreateJobRequest, call: str) -> job_pb2.Job:
         if request.request_id not in ("", job.request_id):
-            raise InvalidRequest(f"request_id {request.request_id!r} is another job's: make a call for each job")
+            raise InvalidRequest(f"request_id {request.request_id!r:.200} is another job's: make a call for each job")
         chunk = self._chunk(request, job.spec, job, await self._jobs.models())
         return await self._uploads.append(job.job_id, chunk, call)
 

@@ -12,12 +12,14 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy import insert, select, update
 
 from ramify.gateway import calls
+from ramify.gateway.admission import fill_spec
+from ramify.gateway.errors import InvalidRequest, status_of
 from ramify.gateway.limits import GatewayLimits
 from ramify.store.schema import events, jobs
 from ramify.v1 import job_pb2
 from ramify.v1 import job_service_pb2 as pb
 from ramify.v1.job_service_pb2_grpc import JobServiceStub
-from tests.unit.gateway.system import PUZZLES, SPEC, System, failure, first, further, problems, running, told
+from tests.unit.gateway.system import PUZZLES, SPEC, System, first, further, problems, running, told
 from tests.waiting import until
 
 WATCHES = 1000
@@ -55,14 +57,35 @@ async def test_messages_that_are_too_large(system: Counted) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await system.stub.ListJobs(pb.ListJobsRequest(), metadata=(("padding", "x" * (20 << 10)),))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    many = job_pb2.JobSpec(routing=job_pb2.Routing(regions=[f"r{number}" for number in range(101)]))
-    many.MergeFrom(SPEC)
-    spread = job_pb2.JobSpec(priority=101)
-    spread.MergeFrom(SPEC)
-    for spec, why in ((many, "spec.routing.regions are 101"), (spread, "spec.priority is 101, not from -100 to 100")):
-        code, message = await failure(system.create(first("bad", spec, PUZZLES)))
-        assert (code, why in message) == (grpc.StatusCode.INVALID_ARGUMENT, True)
     assert await system.listed() == []
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        (
+            job_pb2.JobSpec(routing=job_pb2.Routing(regions=[f"r{number}" for number in range(101)])),
+            "spec.routing.regions are 101",
+        ),
+        (job_pb2.JobSpec(priority=101), "spec.priority is 101, not from -100 to 100"),
+        (job_pb2.JobSpec(generator="g" * 201), "spec.generator has 201 characters"),
+        (job_pb2.JobSpec(search=job_pb2.Search(policy="p" * 201)), "spec.search.policy has 201 characters"),
+        (job_pb2.JobSpec(search=job_pb2.Search(pattern="p" * 4097)), "spec.search.pattern has 4097 characters"),
+        (job_pb2.JobSpec(name="n" * (1 << 20)), "bytes, but at most 1,048,576 are allowed"),
+    ],
+)
+def test_specs_that_are_too_large(more: job_pb2.JobSpec, why: str) -> None:
+    spec = job_pb2.JobSpec()
+    spec.CopyFrom(SPEC)
+    spec.MergeFrom(more)
+    with pytest.raises(InvalidRequest, match=why):
+        fill_spec(spec, System.MODELS)
+
+
+def test_a_message_fits_into_what_clients_take() -> None:
+    status = status_of(InvalidRequest("\N{SNOWMAN}" * 10_000))
+    assert len(status.details) < 1010
+    assert sum(len(value) for _, value in status.trailing_metadata) + 3 * len(status.details.encode()) < 16 << 10
 
 
 async def test_who_does_not_read_is_sent_away_and_holds_up_nobody(system: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
