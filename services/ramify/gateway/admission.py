@@ -49,8 +49,8 @@ def fill_spec(spec: job_pb2.JobSpec, models: Sequence[ModelRow]) -> job_pb2.JobS
     if spec.ByteSize() > SPEC_BYTES_MAX:
         raise InvalidRequest(f"spec has {spec.ByteSize():,} bytes, but at most {SPEC_BYTES_MAX:,} are allowed")
     _check_text("spec.name", spec.name, NAME_MAX)
-    for name, most in (("policy", NAME_MAX), ("compare", NAME_MAX), ("pattern", PATTERN_MAX)):
-        _check_text(f"spec.search.{name}", getattr(spec.search, name), most)
+    for knob, most in (("policy", NAME_MAX), ("compare", NAME_MAX), ("pattern", PATTERN_MAX)):
+        _check_text(f"spec.search.{knob}", getattr(spec.search, knob), most)
     if abs(spec.priority) > PRIORITY_MAX:
         raise InvalidRequest(f"spec.priority is {spec.priority}, not from -{PRIORITY_MAX} to {PRIORITY_MAX}")
     generators = fill_generators(spec, models)
