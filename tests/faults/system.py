@@ -148,8 +148,8 @@ class System:
             shard = each["shell"]
             if not shard or shard["state"] != "working" or shard["settling"] or shard["slots"] != size:
                 found.append(f"shard {name} is not settled: {shard}")
-            elif not all(shard["engines"].values()):
-                found.append(f"shard {name} does without engines: {shard['engines']}")
+            elif not all(lane["alive"] for lane in shard["lanes"]):
+                found.append(f"shard {name} does without engines: {shard['lanes']}")
         return found
 
     def _close(self) -> None:

@@ -181,7 +181,7 @@ def test_engines_join_and_leave_while_a_job_runs(local: Local) -> None:
         assert local.steps("eu-west:0") < 0, "the next supervisor goes on with the fleet as it is, not as it was"
         assert local.steps("eu-north:1") > 0
         local.fleet.write_text("engines = 3")
-        local.until_said(r"engines: input should be a valid list; the fleet stays as it was")
+        local.until_said(r"engines: input should be a valid list; all stays as it was")
         local.fleet.write_text(regions)
         done = ended(client, job)
         assert done.progress.retries == 0, "who leaves ends what it is at"

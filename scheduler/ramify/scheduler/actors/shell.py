@@ -177,7 +177,7 @@ class Shell:
             waits=tuple(self._waits()),
             lanes=self._dispatcher.lanes,
             queued=self._dispatcher.queued(),
-            tenant_trees=self._tenant_trees(),
+            tenant_trees=dict(self._tenant_trees()),  # `asdict` makes nonsense of a Counter
             moved_tokens=self._dispatcher.moved_tokens,
             unscored_chains=self._scoring.chains,
             models_away=self._scoring.models_away,
