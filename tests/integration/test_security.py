@@ -20,7 +20,7 @@ from ramify.store.audit import Actor
 from ramify.store.database import Database
 from ramify.store.jobs import Jobs
 from ramify.store.keys import Keys, Role
-from ramify.store.tenants import Tenant, Tenants
+from ramify.store.tenants import DAY_MS, Tenant, Tenants
 from ramify.tls import ClientTls, ServerTls
 from tests.integration.test_gateway import start
 from tests.unit.gateway.system import PATIENCE_S, PUZZLES, SPEC, System
@@ -106,6 +106,10 @@ async def test_both_clients_with_a_key_over_tls(tmp_path: Path, certificates: Ce
             with pytest.raises(QuotaExceeded, match="tenant acme has 1 open jobs") as caught:
                 await client.submit(PUZZLES, SPEC)
             assert caught.value.retry_after_s is None
+            await Tenants(database).put(Tenant("acme", tokens_per_day_max=0))
+            with pytest.raises(QuotaExceeded, match="begins at midnight UTC") as caught:
+                await client.submit(PUZZLES, SPEC)
+            assert 0 < (caught.value.retry_after_s or 0) <= DAY_MS / 1000
         assert job.job_id in await asyncio.to_thread(in_thread, address, api_key=key, tls=certificates.trusting)
         with pytest.raises(PermissionDenied, match="API key alone"):
             await asyncio.to_thread(in_thread, address, tls=certificates.trusting)
