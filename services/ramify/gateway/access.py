@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -16,14 +16,12 @@ from ramify.gateway.limits import GatewayLimits
 from ramify.store.audit import Actor, Audit
 from ramify.store.clock import now_ms
 from ramify.store.database import Database
-from ramify.store.keys import Key, Keys, Role, parts_of
+from ramify.store.keys import KEYS_A_CALL, Key, Keys, Role, parts_of
 
 HEADER = "authorization"
 SCHEME = "bearer "
 
 KEYS_MAX = 4096  # that are remembered, good ones and those that are not there
-KEYS_A_READ = 512
-READS_MAX = 4  # at once: whoever comes with wrong ones must not take every connection to the store
 REFUSAL_S = 60.0  # in which a caller is written down once for each thing that it may not do
 REFUSALS_MAX = 256  # that are written down in that time at most, whoever comes from wherever
 
@@ -170,7 +168,6 @@ class KeyBook:
     fresh_s: float
     _known: dict[str, tuple[float, Reading]] = field(default_factory=dict)  # until when; the oldest first
     _used: set[str] = field(default_factory=set)  # of those, since they were read
-    _reads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(READS_MAX))
 
     async def find(self, key_id: str) -> Key | None:
         """The key of an id, good or not; all who ask at once wait for one read. Raises `StoreOutage`."""
@@ -182,8 +179,8 @@ class KeyBook:
         return (await asyncio.shield(reading)).get(key_id)
 
     def _renew(self, key_id: str, now_s: float) -> Reading:
-        stale = [*takewhile(lambda each: self._known[each][0] <= now_s, islice(self._known, KEYS_A_READ))]
-        wanted = {key_id, *self._used.intersection(stale)}
+        stale = [*takewhile(lambda each: self._known[each][0] <= now_s, islice(self._known, KEYS_A_CALL - 1))]
+        wanted = frozenset((key_id, *self._used.intersection(stale)))
         reading = asyncio.create_task(self._read(wanted), name="keys")
         for each in (key_id, *stale):
             self._forget(each)
@@ -192,10 +189,9 @@ class KeyBook:
             self._forget(next(iter(self._known)))
         return reading
 
-    async def _read(self, key_ids: Set[str]) -> Mapping[str, Key]:
+    async def _read(self, key_ids: frozenset[str]) -> Mapping[str, Key]:
         try:
-            async with self._reads:
-                return await self.keys.known(key_ids)
+            return await self.keys.known(key_ids)
         except BaseException:
             for key_id in key_ids:
                 self._forget(key_id)  # the next one asks again

@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -16,9 +16,12 @@ from ramify.store.database import Database, to_its_end
 from ramify.store.errors import InvalidName, KeyNotFound
 from ramify.store.schema import keys
 from ramify.store.tenants import DAY_MS, check_tenant
+from ramify.store.together import together
 
 SECRET_BYTES = 32
 NAME_MAX = 128
+KEYS_A_CALL = 512
+CALLS_A_READ = 32  # databases bound the variables of a statement
 _FORM = re.compile(r"rk_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 
 
@@ -113,12 +116,17 @@ class Keys:
             rows = await connection.execute(query if tenant is None else query.where(keys.c.tenant == tenant))
             return [_key(row) for row in rows]
 
-    @to_its_end
-    async def known(self, key_ids: Collection[str]) -> dict[str, Key]:
-        """Keys by their ids, good or not; those that are not there are left out."""
-        async with self.database.read() as connection:
-            rows = await connection.execute(select(keys).where(keys.c.key_id.in_(key_ids)))
-            return {row.key_id: _key(row) for row in rows}
+    async def known(self, key_ids: frozenset[str]) -> dict[str, Key]:
+        """Up to `KEYS_A_CALL` keys by their ids, good or not; those that are not there are left out."""
+        return await _known(self.database, key_ids)
+
+
+@together(most=CALLS_A_READ)
+async def _known(database: Database, wanted: Sequence[frozenset[str]]) -> list[dict[str, Key] | Exception]:
+    async with database.read() as connection:
+        rows = await connection.execute(select(keys).where(keys.c.key_id.in_(frozenset().union(*wanted))))
+        found = {row.key_id: _key(row) for row in rows}
+    return [{key_id: found[key_id] for key_id in some if key_id in found} for some in wanted]
 
 
 def parts_of(text: str) -> tuple[str, str] | None:

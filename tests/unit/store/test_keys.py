@@ -32,7 +32,7 @@ async def test_a_key_is_found_by_its_id_and_known_by_its_secret(database: Databa
     assert others is not None
     assert (parts[0], others[0]) == (key.key_id, other.key_id)
     assert (key.fits(parts[1]), key.fits(others[1]), key.fits("")) == (True, False, False)
-    assert await keys.known({key.key_id, "0" * 12}) == {key.key_id: key}
+    assert await keys.known(frozenset((key.key_id, "0" * 12))) == {key.key_id: key}
     assert (key.fault(NOW_MS), key.fault(NOW_MS + 2 * DAY_MS), other.fault(2**62)) == ("", "has expired", "")
     revoked = await keys.revoke(OPERATOR, other.key_id)
     assert (revoked.fault(NOW_MS), (await keys.revoke(OPERATOR, other.key_id))) == ("was revoked", revoked)
