@@ -13,7 +13,7 @@ from ramify.scheduler import shard
 HERE = Path(shard.__file__).parent
 SINGLE = (
     *("shard", "asking", "deciding", "landing", "spending", "collapse", "commits", "journal"),
-    *("plan", "events", "commands", "placement", "errors", "slots", "snapshots", "remarks"),
+    *("plan", "events", "commands", "placement", "errors", "slots", "snapshots", "remarks", "allocation", "autoscaling"),
 )
 CORE = [
     *sorted(HERE.glob("forest/*.py")),
@@ -31,6 +31,7 @@ DATA_MODULES = {
     "fractions",
     "functools",
     "hashlib",
+    "itertools",
     "math",
     "re",
     "typing",
