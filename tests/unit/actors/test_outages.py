@@ -1,8 +1,7 @@
 """The store is away or full, engines or the verifier are away: what goes on, what waits, and that it is told."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -143,31 +142,41 @@ async def test_when_no_beat_succeeds_for_long_nothing_is_sampled_until_one_does(
     await home.done(job_id)
 
 
-@contextmanager
-def full(home: House) -> Iterator[Callable[[], None]]:
-    """SQLite may not take a page more, until the test says that there is space again."""
-    pages: dict[str, int] = {}
+class Disk:
+    """That of SQLite, which may be full. To be made before anything runs: a listener must not come in the midst of others."""
 
-    def bound(connection: Connection) -> None:
-        if "max" not in pages:
-            pages["max"] = connection.exec_driver_sql("PRAGMA page_count").scalar_one() + 2
-        connection.exec_driver_sql(f"PRAGMA max_page_count={pages['max']}")
+    def __init__(self, home: House) -> None:
+        self._pages: int | None = None  # that there may be; None: nobody has asked
+        self._filling = False
+        event.listen(home.database.engine.sync_engine, "begin", self._bound)
 
-    event.listen(home.database.engine.sync_engine, "begin", bound)
-    yield lambda: pages.update(max=1 << 30)
+    def fill(self) -> None:
+        """No page more may be taken, but for a few."""
+        self._filling = True
+
+    def free(self) -> None:
+        """There is space again."""
+        self._pages = 1 << 30
+
+    def _bound(self, connection: Connection) -> None:
+        if self._filling and self._pages is None:
+            self._pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one() + 2
+        if self._pages is not None:
+            connection.exec_driver_sql(f"PRAGMA max_page_count={self._pages}")
 
 
 async def test_a_full_disk_pauses_everything_and_space_lets_it_go_on(home: House) -> None:
     """SQLite itself says that it is full."""
+    disk = Disk(home)
     undisturbed = await home.submit(40, "undisturbed")
     shell = home.start()
     progress = (await home.done(undisturbed)).progress
     job_id = await home.submit(40)
-    with full(home) as free:
-        await home.until(lambda: shell.paused == "the store's disk is full: free space, and work goes on by itself")
-        assert {wait.what for wait in shell.status.waits} <= {"store"}
-        free()
-        job = await home.done(job_id)
+    disk.fill()
+    await home.until(lambda: shell.paused == "the store's disk is full: free space, and work goes on by itself")
+    assert {wait.what for wait in shell.status.waits} <= {"store"}
+    disk.free()
+    job = await home.done(job_id)
     assert await home.outcome(job_id) == await home.outcome(undisturbed)
     assert job.progress == progress
     async with home.database.read() as connection:
