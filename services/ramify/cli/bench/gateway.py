@@ -11,10 +11,11 @@ import json
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import psutil
@@ -42,7 +43,10 @@ NO_SCORES = ScoreRows(np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0
 COMMITS_PER_S = 20
 JOBS_A_COMMIT = 50  # of those that are watched
 LEASE_MS = 600_000
+AT_ONCE = 8
 BENCH = Actor("", "bench")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ async def a_gateway(store: str | None, tenants: int) -> AsyncIterator[Place]:
         try:
             await database.migrate()
             await Jobs(database).put_models(MODELS)
-            keys = await asyncio.gather(*(enroll(database, name) for name in names(tenants))) if tenants else ()
+            keys = await few_at_once(partial(enroll, database), names(tenants)) if tenants else []
             child.start()
             await asyncio.to_thread(child.wait_ready)
             assert child.pid is not None
@@ -122,6 +126,17 @@ async def enroll(database: Database, name: str) -> str:
     await Tenants(database).put(Tenant(name, jobs_max=10**9, tokens_per_day_max=10**15))
     _, key = await Keys(database).create(BENCH, name, Role.SUBMIT, "bench")
     return key
+
+
+async def few_at_once(function: Callable[[str], Awaitable[T]], names: Sequence[str]) -> list[T]:
+    """What a function says of each of them; a store has so many connections."""
+    places = asyncio.Semaphore(AT_ONCE)
+
+    async def one(name: str) -> T:
+        async with places:
+            return await function(name)
+
+    return await asyncio.gather(*map(one, names))
 
 
 async def fill(database: Database, count: int, tenants: Sequence[str]) -> list[str]:
@@ -177,7 +192,7 @@ async def watched(place: Place, loads: Sequence[tuple[Asker, Load]], job_ids: Se
     began_s, cpu_s = await begin(place, loads)
     late_ms = await commit(place.database, job_ids, seconds)
     elapsed_s, cpu_s = time.perf_counter() - began_s, place.cpu_s() - cpu_s
-    await asyncio.gather(*(Jobs(place.database).cancel(job_id) for job_id in job_ids))  # which ends their watches
+    await few_at_once(Jobs(place.database).cancel, job_ids)  # which ends their watches
     found = await asyncio.gather(*(asyncio.to_thread(asker.answered) for asker, _ in loads))
     told = round(sum(each.calls for each in found) / elapsed_s)
     return {**figures(found, cpu_s, elapsed_s), "calls_per_s": told, "open": len(job_ids), "commit_late_ms": round(late_ms, 1)}
