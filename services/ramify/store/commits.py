@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ramify.scheduler.commands import Commit, JobDelta, TreeResult
@@ -17,13 +19,28 @@ from ramify.store.clock import Clock, now_ms
 from ramify.store.database import Database, insert_new
 from ramify.store.errors import Fenced
 from ramify.store.leases import Claim, Hold, check, shard_of
-from ramify.store.rows import JobRow, change, change_and_record, locked
-from ramify.store.schema import jobs, results, segments, slots, snapshots
+from ramify.store.rows import JobRow, event_values, locked
+from ramify.store.schema import events, jobs, results, segments, slots, snapshots
 from ramify.store.tenants import spend
 from ramify.store.wakeup import Channel, notify
 from ramify.v1 import job_pb2
 
 SNAPSHOTS_KEPT = 2  # of a slot
+CHANGED = (
+    "steps",
+    "tokens",
+    "retries",
+    "wasted_tokens",
+    "problems_done",
+    "problems_solved",
+    "problems_failed",
+    "cursor",
+    "state",
+    "finished_ms",
+)
+_CHANGE = (
+    update(jobs).where(jobs.c.number == bindparam("job_number")).values({name: bindparam(f"new_{name}") for name in CHANGED})
+)
 LOST = "lost "  # how the message of a problem begins whose steps were lost again and again
 
 
@@ -119,12 +136,22 @@ async def _add_deltas(
     found = (await connection.execute(locked(select(jobs).where(jobs.c.job_id.in_(deltas)).order_by(jobs.c.number)))).all()
     at_ms = await clock(connection)
     await spend(connection, shard, at_ms, _spent(found, deltas))
+    changes, told = list[dict[str, Any]](), list[dict[str, Any]]()
     for job in found:
         delta = deltas[job.job_id]
         new = list[TreeResult]()
         if job.state == job_pb2.JOB_STATE_RUNNING and delta.results:
             new = await _add_results(connection, job.number, delta, encoded.results[delta.job_id], segment, first_segment)
-        await _add(connection, job, delta, new, at_ms)
+        changed = _changed(job, delta, new, at_ms)
+        changes.append({"job_number": job.number, **{f"new_{name}": changed[name] for name in CHANGED}})
+        if job.state == job_pb2.JOB_STATE_RUNNING:  # what was in flight when it ended is counted, but its history has ended
+            told.append(event_values(SimpleNamespace(**changed), at_ms, _set_aside(new)))
+            await notify(connection, Channel.EVENTS, job.job_id)
+    # Many jobs with two statements: each is a trip to the database's thread or server.
+    if changes:
+        await connection.execute(_CHANGE, changes)
+    if told:
+        await connection.execute(insert(events), told)
 
 
 def _spent(found: Sequence[JobRow], deltas: Mapping[str, JobDelta]) -> dict[str, tuple[int, int]]:
@@ -137,9 +164,10 @@ def _spent(found: Sequence[JobRow], deltas: Mapping[str, JobDelta]) -> dict[str,
     return {tenant: sums for tenant, sums in spent.items() if any(sums)}
 
 
-async def _add(connection: AsyncConnection, job: JobRow, delta: JobDelta, new: Sequence[TreeResult], at_ms: int) -> None:
-    """Write one job's counters and event; `new` are the results that were not there before."""
-    changes = {
+def _changed(job: JobRow, delta: JobDelta, new: Sequence[TreeResult], at_ms: int) -> dict[str, Any]:
+    """All columns of a job once a commit is added; `new` are the results that were not there before."""
+    found = {
+        **job._mapping,
         "steps": job.steps + delta.steps,
         "tokens": job.tokens + delta.tokens,
         "retries": job.retries + delta.retries,
@@ -148,12 +176,11 @@ async def _add(connection: AsyncConnection, job: JobRow, delta: JobDelta, new: S
         "problems_solved": job.problems_solved + sum(result.verdict == job_pb2.VERDICT_CORRECT for result in new),
         "problems_failed": job.problems_failed + sum(result.outcome == job_pb2.OUTCOME_FAILED for result in new),
     }
-    if job.state != job_pb2.JOB_STATE_RUNNING:  # what was in flight when it ended is counted, but its history has ended
-        await change(connection, job.number, **changes)
-        return
-    if changes["problems_done"] == job.problems_total:
-        changes |= {"state": job_pb2.JOB_STATE_DONE, "finished_ms": at_ms}
-    await change_and_record(connection, job.number, at_ms=at_ms, notice=_set_aside(new), **changes)
+    if job.state == job_pb2.JOB_STATE_RUNNING:
+        found["cursor"] += 1
+        if found["problems_done"] == job.problems_total:
+            found |= {"state": job_pb2.JOB_STATE_DONE, "finished_ms": at_ms}
+    return found
 
 
 async def _add_results(

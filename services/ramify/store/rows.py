@@ -97,8 +97,8 @@ async def tell(
             await notify(connection, Channel.EVENTS, row.job_id)
 
 
-def event_values(row: JobRow, at_ms: int, notice: job_pb2.Notice | None = None) -> dict[str, Any]:
-    """The row of `events` of a job's latest event."""
+def event_values(row: Any, at_ms: int, notice: job_pb2.Notice | None = None) -> dict[str, Any]:
+    """The row of `events` of a job's latest event; `row` has the columns of `jobs`."""
     body = job_pb2.JobEvent(
         cursor=row.cursor, time=timestamp(at_ms), state=row.state, progress=progress_message(row), notice=notice
     )
@@ -114,7 +114,7 @@ def timestamp(milliseconds: int | None) -> Timestamp | None:
     return found
 
 
-def progress_message(row: JobRow) -> job_pb2.Progress:
+def progress_message(row: Any) -> job_pb2.Progress:
     """The counters of a row of `jobs`."""
     return job_pb2.Progress(
         problems_total=row.problems_total,
