@@ -104,6 +104,7 @@ async def submit(
             await connection.execute(insert(schema.audit), audited)
         for row in made.values():
             await notify(connection, Channel.JOBS, row.job_id)
+            await notify(connection, Channel.EVENTS, row.job_id)
     jobs_made = {id(each): job_message(made[each.request_id]) for each in new if each.request_id in made}
     return [refused.get(id(each)) or jobs_made.get(id(each)) for each in submissions]
 
