@@ -44,7 +44,7 @@ def test_leases_and_segments(store_place: str, runner: asyncio.Runner, monkeypat
         return
     database = Database(store_place)
     # The slots of a job's trees follow from its id: so that an example that fails does so again.
-    monkeypatch.setattr("ramify.store.uploads.secrets.token_hex", lambda _: "the-job")
+    monkeypatch.setattr("ramify.store.submissions.secrets.token_hex", lambda _: "the-job")
     runner.run(database.migrate())
     try:
         run(runner, lambda: runner.run(emptied(database)))
