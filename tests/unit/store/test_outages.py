@@ -217,7 +217,8 @@ async def test_a_server_that_restarts(postgres: Postgres, mode: Any) -> None:
     database = Database(postgres.url)
     await database.migrate()
     jobs, uploads = Jobs(database), Uploads(database)
-    made = await asyncio.gather(*(running_job(database, request_id=f"{number}") for number in range(20)))  # fills the pool
+    made = await asyncio.gather(*(running_job(database, request_id=f"{number}") for number in range(20)))
+    await asyncio.gather(*(jobs.page(1, None, 0) for _ in range(20)))  # fills the pool
 
     async def meet_the_end() -> None:
         async with database.write() as connection:
