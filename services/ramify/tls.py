@@ -71,13 +71,17 @@ class ClientTls:
             raise TlsError("a client's certificate and its key belong together: give both, or neither")
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Credentials of a channel.
+        """Credentials of a channel, with what the files hold now. Raises `TlsError`, see `read`."""
+        return grpc.ssl_channel_credentials(*self.read())
+
+    def read(self) -> tuple[bytes | None, bytes | None, bytes | None]:
+        """Authorities, key and certificate, as PEM.
 
         Raises:
             TlsError: a file can't be read, or is not what it should be.
         """
         ca, key, certificate = (None if path is None else _pem(path) for path in (self.ca, self.key, self.certificate))
-        return grpc.ssl_channel_credentials(ca, key, certificate)
+        return ca, key, certificate
 
 
 def server_tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> ServerTls | None:

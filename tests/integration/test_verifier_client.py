@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ramify.tls import ClientTls, ServerTls, TlsError
 from ramify.v1 import verifier_service_pb2 as pb
 from ramify.v1 import verifier_service_pb2_grpc as pb_grpc
 from ramify.verifier import client as client_module
+from ramify.verifier import endpoints as endpoints_module
 from ramify.verifier.backends.simulated import SimulatedScorer
 from ramify.verifier.chains import Chain
 from ramify.verifier.client import NAMED_BYTES_MIN, VerifierClient
@@ -280,9 +281,9 @@ class Authority:
 
 
 @asynccontextmanager
-async def serving(tls: ServerTls) -> AsyncIterator[str]:
+async def serving(tls: ServerTls, listen: str = "localhost:0") -> AsyncIterator[str]:
     server = VerifierServer(tls=tls)
-    address = await server.start("localhost:0")
+    address = await server.start(listen)
     await server.serve([SimulatedScorer(MODEL)])
     try:
         async with asyncio.timeout(3 * PATIENCE_S):
@@ -317,6 +318,30 @@ async def test_a_certificate_is_renewed_while_the_server_runs(tmp_path: Path) ->
         assert await score(address, ClientTls(theirs.file)) == right(grown(1))
         with pytest.raises(UnavailableError):
             await score(address, ClientTls(ours.file))
+
+
+async def test_certificates_are_renewed_while_a_client_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them: the verifier comes back at its place with those of another authority."""
+    monkeypatch.setattr(endpoints_module, "RESOLVE_S", 0.0)
+    ours, theirs = Authority(tmp_path), Authority(tmp_path)
+    client_pair = ours.issue("client")
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(ours.file.read_bytes())
+    async with serving(ServerTls(*ours.issue("localhost"), client_ca=ca)) as address:
+        client = VerifierClient(address, tls=ClientTls(ca, *client_pair))
+        assert (await client.score_columns(MODEL, grown(1))).scores.tolist() == right(grown(1))
+    async with client:
+        ca.write_bytes(b"half-way")
+        with pytest.raises(VerifierError):
+            await client.score_columns(MODEL, grown(1), wait_for_ready=False, deadline_ms=1_000)
+        theirs.issue("client")
+        ca.write_bytes(theirs.file.read_bytes())
+        async with serving(ServerTls(*theirs.issue("localhost"), client_ca=ca), address):
+            while True:  # as shards do
+                with suppress(UnavailableError):
+                    found = await client.score_columns(MODEL, grown(2), wait_for_ready=False, deadline_ms=5_000)
+                    break
+            assert found.scores.tolist() == right(grown(2))
 
 
 def test_files_that_are_no_certificates(tmp_path: Path) -> None:

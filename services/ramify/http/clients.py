@@ -14,6 +14,7 @@ from ramify.client import AsyncClient
 from ramify.tls import ClientTls
 
 IDLE_MAX = 256  # clients that are kept open though nobody uses them
+READS = ("GET", "HEAD")
 OURS = "rk_"  # how a key begins; others are ignored, for OpenAI's clients always send one
 
 
@@ -56,10 +57,10 @@ class Clients:
 
 
 def key_of(request: Request) -> str:
-    """The API key that came as a bearer token, or from a browser as a password; empty: none of ours."""
+    """The API key that came as a bearer token, or from a browser that looks at a page as a password; empty: none of ours."""
     scheme, _, value = request.headers.get("authorization", "").strip().partition(" ")
     key = value.strip()
-    if scheme.lower() == "basic":
+    if scheme.lower() == "basic" and request.method in READS:  # else any page of the web could have a browser act with it
         try:
             key = base64.b64decode(key, validate=True).decode().partition(":")[2]
         except (binascii.Error, UnicodeDecodeError):

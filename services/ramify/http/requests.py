@@ -110,7 +110,8 @@ class ChatRequest(Wanted):
 
 async def read_chat_request(request: Request) -> ChatRequest:
     """What the body asks for. Raises `HttpError`."""
-    if "application/json" not in request.headers.get("content-type", ""):
+    # The type itself: one that merely names it is sent by any page of the web, with the key that a browser keeps for ours.
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HttpError(415, "send the request as application/json", "invalid_request_error")
     body = bytearray()
     async for chunk in request.stream():

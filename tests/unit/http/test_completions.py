@@ -108,7 +108,8 @@ async def test_what_can_t_be_done_is_refused_in_openai_s_shape(home: House) -> N
 async def test_a_body_is_json_and_no_larger_than_it_may_be(home: House) -> None:
     path = "/v1/chat/completions"
     assert (await home.http.post(path, content=b"{", headers={"content-type": "application/json"})).status_code == 400
-    assert (await home.http.post(path, content=b"{}", headers={"content-type": "text/plain"})).status_code == 415
+    for kind in ("text/plain", "text/plain; application/json", ""):
+        assert (await home.http.post(path, content=b"{}", headers={"content-type": kind})).status_code == 415
     response = await home.ask(messages=[said("x" * BODY_BYTES_MAX)])
     assert response.status_code == 413
     assert (await home.http.get(path)).status_code == 405
@@ -142,6 +143,8 @@ async def test_a_key_is_handed_on_and_its_lack_is_told(tmp_path: Path) -> None:
         _, key = await keys.create(Actor(), "acme", Role.READ, "test")
         for headers in ({"authorization": f"Bearer {key}"}, {"authorization": basic(key)}):
             assert (await home.http.get("/v1/models", headers=headers)).status_code == 200
+        home.http.headers["authorization"] = basic(key)  # which a browser would add to what a foreign page sends
+        assert (await home.ask()).status_code == 401
         home.http.headers["authorization"] = f"Bearer {key}"
         denied = await home.ask()
         assert (denied.status_code, denied.json()["error"]["type"]) == (403, "permission_error")

@@ -19,7 +19,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from ramify.tls import ClientTls
+from ramify.tls import ClientTls, TlsError
 from ramify.v1 import verifier_service_pb2 as pb
 from ramify.v1 import verifier_service_pb2_grpc as pb_grpc
 from ramify.verifier.errors import OverloadedError, UnavailableError, VerifierError
@@ -65,6 +65,7 @@ class Endpoint:
     """One verifier."""
 
     address: str
+    target: str  # what it was found under
     channel: grpc.aio.Channel
     stub: "pb_grpc.VerifierServiceAsyncStub" = field(init=False)
     seed: np.uint64 = field(init=False)
@@ -73,8 +74,12 @@ class Endpoint:
     until_s: float = 0.0  # it is passed over until then
 
     def __post_init__(self) -> None:
-        self.stub = pb_grpc.VerifierServiceStub(self.channel)
+        self.use(self.channel)
         self.seed = np.uint64(int.from_bytes(blake2b(self.address.encode(), digest_size=8).digest(), "little"))
+
+    def use(self, channel: grpc.aio.Channel) -> None:
+        """Call it through a channel from now on."""
+        self.channel, self.stub = channel, pb_grpc.VerifierServiceStub(channel)
 
 
 class Endpoints:
@@ -82,13 +87,13 @@ class Endpoints:
 
     Args:
         addresses: HOST:PORT each, or any gRPC target; a host's name stands for all the addresses that it resolves to.
-        tls: None: no TLS.
+        tls: None: no TLS. Its files are read again with each look at the names: certificates are renewed under a running client.
         chance: A number in [0, 1): clients that lost one verifier must not all come back at one moment.
     """
 
     def __init__(self, addresses: Sequence[str], tls: ClientTls | None, chance: Callable[[], float] = random.random) -> None:
         self._targets = list(dict.fromkeys(addresses))
-        self._credentials = tls.credentials() if tls else None
+        self._tls, self._pems = tls, tls.read() if tls else ()
         self._chance = chance
         self._known: dict[str, Endpoint] = {}
         self._next_s = 0.0
@@ -162,21 +167,39 @@ class Endpoints:
         known = {address: target for target, addresses in zip(self._targets, found, strict=True) for address in addresses}
         if not known:
             return  # what there was is better than nothing
-        # With one endpoint gRPC tries again by itself; with several, another one is tried at once.
-        options = (*_OPTIONS, ("grpc.service_config", _RETRIES)) if len(known) == 1 else (*_OPTIONS, ("grpc.enable_retries", 0))
+        renewed, alone = self._renew(), len(known) == 1
         for address in self._known.keys() - known.keys():
-            closing = asyncio.create_task(self._known.pop(address).channel.close(CLOSE_S))
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
+            self._close(self._known.pop(address).channel)
+        for endpoint in self._known.values() if renewed else ():
+            self._close(endpoint.channel)
+            endpoint.use(self._channel(endpoint.address, endpoint.target, alone=alone))
         for address in known.keys() - self._known.keys():
-            self._known[address] = Endpoint(address, self._channel(address, known[address], options))
+            target = known[address]
+            self._known[address] = Endpoint(address, target, self._channel(address, target, alone=alone))
 
-    def _channel(self, address: str, target: str, options: tuple[tuple[str, object], ...]) -> grpc.aio.Channel:
-        if self._credentials is None:
+    def _renew(self) -> bool:
+        """Whether the files of TLS hold something else than before, which new channels use."""
+        try:
+            pems = self._tls.read() if self._tls else ()
+        except TlsError as error:  # half-way through being replaced
+            log.warning("the certificate shown to verifiers is not renewed: %s", error)
+            return False
+        renewed, self._pems = pems != self._pems, pems
+        return renewed
+
+    def _close(self, channel: grpc.aio.Channel) -> None:
+        closing = asyncio.create_task(channel.close(CLOSE_S))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+    def _channel(self, address: str, target: str, *, alone: bool) -> grpc.aio.Channel:
+        # With one endpoint gRPC tries again by itself; with several, another one is tried at once.
+        options = (*_OPTIONS, ("grpc.service_config", _RETRIES)) if alone else (*_OPTIONS, ("grpc.enable_retries", 0))
+        if not self._pems:
             return grpc.aio.insecure_channel(address, options=options)
         if address != target:  # the certificate is of the name
             options = (*options, ("grpc.ssl_target_name_override", target.rpartition(":")[0]))
-        return grpc.aio.secure_channel(address, self._credentials, options=options)
+        return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(*self._pems), options=options)
 
 
 async def _addresses(target: str) -> list[str]:
