@@ -9,6 +9,7 @@ from ramify.scheduler.actors import sharing
 from ramify.scheduler.slots import SLOTS
 from ramify.store.tenants import DAY_MS, Tenant, Tenants, spend
 from ramify.v1 import job_pb2
+from tests.simulation.world import plan
 from tests.unit.actors import desk as dispatching
 from tests.unit.actors.desk import SLOTS as ENGINE_SLOTS
 from tests.unit.actors.desk import nodes, settled, steps
@@ -128,6 +129,19 @@ async def test_a_job_of_higher_priority_has_places_at_once_though_its_tenant_has
 def test_more_tenants_than_places_have_one_each_as_far_as_trees_may_exceed_them(desk: Desk) -> None:
     found = sharing.rooms({f"t{at}": 0 for at in range(9)}, [], 4, SLOTS, desk.admission._standings)
     assert sorted(room.trees for room in found.values()) == [0] + [1] * 8
+
+
+def test_ever_higher_priorities_neither_put_off_a_newcomer_nor_win_more_than_twice_a_share(desk: Desk) -> None:
+    def found(*held: tuple[str, int, int], **wanting: int) -> dict[str, sharing.Room]:
+        live = [(replace(plan(), tenant=tenant, priority=priority), count) for tenant, priority, count in held]
+        return sharing.rooms(wanting, live, 100, SLOTS, desk.admission._standings)
+
+    assert found(("a", 0, 100), a=1)["a"].fits(1, 1) == 100
+    assert found(("a", 0, 100), ("a", 1, 100), a=2)["a"].fits(2, 1) == 0
+    both = found(("a", 0, 100), ("a", 1, 100), a=2, b=0)
+    assert (both["a"].fits(2, 1), both["b"].fits(0, 1)) == (0, 50)
+    both = found(("a", 1, 80), ("b", 0, 50), a=2, b=0)
+    assert (both["a"].fits(2, 1), both["b"].fits(0, 1)) == (20, 0)
 
 
 # --- engines ------------------------------------------------------------------------------------------------------------

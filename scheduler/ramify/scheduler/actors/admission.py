@@ -293,7 +293,7 @@ class Admission:
         """Admit problems of a tenant's jobs in their order, as far as there is room."""
         for job in jobs:
             chains = max(1, chains_at_once(job.spec.search))
-            if (most := room.fits(job.priority, chains)) <= 0:
+            if not (most := room.fits(job.priority, chains)):
                 return
             room.take(await self._admit_job(job, most), job.priority, chains)
 

@@ -10,7 +10,7 @@ from ramify.scheduler.actors.standings import Standings
 from ramify.scheduler.allocation import level, whole
 from ramify.scheduler.plan import JobPlan
 
-OVERLAP = 2  # times as many trees as there are places, while those who had all of them give some up
+OVERLAP = 2  # times its share that a tenant may have, while trees of jobs of less priority than others' end
 
 
 @dataclass(slots=True)
@@ -23,8 +23,9 @@ class Room:
     chains: int | None = None  # None: any number
 
     def fits(self, priority: int, chains: int) -> int:
-        """How many trees of a job, of so many chains each: those of jobs of less priority are not in its way."""
-        trees = min(self.trees, self.share - sum(count for known, count in self.held.items() if known >= priority))
+        """How many trees of a job, of so many chains each: those of jobs of less priority are hardly in its way."""
+        in_its_way = sum(count for known, count in self.held.items() if known >= priority)
+        trees = max(0, min(self.trees, self.share - in_its_way, OVERLAP * self.share - self.held.total()))
         if self.chains is None:
             return trees
         return min(trees, max(self.chains // chains, int(not self.held)))  # one at least, if it has none
@@ -44,8 +45,8 @@ def rooms(
     """What some tenants, who want more, may have begun; first who has fewest trees for its weight.
 
     Each may have its share of the places, and a newcomer need not wait for it, be it a tenant or a job of higher priority.
-    Nothing is taken from who had all places before: for a while there are more trees than places, and who has more than its share
-    begins none until enough of its trees have ended.
+    Nothing is taken from who had all places before: for a while there are more trees than places, up to three times as many, and
+    who has more than its share begins none until enough of its trees have ended.
 
     Args:
         wanting: the highest priority of the jobs that want more, by tenant.
@@ -70,9 +71,11 @@ def rooms(
         most = standings.chains_max(tenant, slots)
         left = None if most is None else most - chains[tenant]
         found[tenant] = Room(trees_max, shares[tenant], held.get(tenant, Counter()), left)
-    room = np.array([max(0, found[tenant].fits(wanting[tenant], 1)) if tenant in wanting else 0 for tenant in tenants])
-    free = max(0, OVERLAP * trees_max - int(has.sum()))
-    for tenant, trees in zip(tenants, whole(level(room.astype(np.float64), weights, free), room, free), strict=True):
+    room = np.array([found[tenant].fits(wanting[tenant], 1) if tenant in wanting else 0 for tenant in tenants])
+    short = np.where(wants > 0, np.maximum(share - has, 0), 0)  # of their shares, which nobody's priorities put off
+    free = max(OVERLAP * trees_max - int(has.sum()), min(int(short.sum()), trees_max))
+    given = level(room.astype(np.float64), weights, free, has.astype(np.float64))
+    for tenant, trees in zip(tenants, whole(given, room, free), strict=True):
         if tenant in wanting:
             found[tenant].trees = trees
     order = dict(zip(tenants, (has / weights).tolist(), strict=True))

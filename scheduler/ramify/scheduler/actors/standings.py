@@ -28,9 +28,9 @@ class Standings:
 
     async def look(self) -> None:
         """Ask the store again, if it is time to."""
-        if self._now_s() - self._looked_s >= LOOK_S:
-            self._looked_s = self._now_s()
+        if (now_s := self._now_s()) - self._looked_s >= LOOK_S:
             self.known = await self._work.standings()
+            self._looked_s = now_s  # what could not be asked is asked again before anything is begun
 
     def weight(self, tenant: str) -> float:
         """A tenant's share as against others'."""

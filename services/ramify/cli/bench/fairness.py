@@ -6,7 +6,8 @@ it to its first durable step, both by the store's clock. Jobs alone and jobs wit
 becomes slower makes both slower.
 
 A GPU with a full batch decodes each token more slowly than one with a few sequences, whoever asks: `engine_growth` is how much,
-by the model. No scheduler can take that back but by leaving slots empty. What is left of `growth` is waiting.
+by the model. No scheduler can take that back but by leaving slots empty. So the same jobs are measured a third time beside a tenant
+that keeps the engine busy and has no queue, for a quota bounds it to the engine's slots: `growth_over_busy` is what its flood adds.
 
 For comparison the same flood in the same tenant: there a later job waits for the earlier one, unless its priority is higher. At
 the end two tenants flood together, with weights of 1 and 3.
@@ -39,7 +40,8 @@ from ramify.v1 import job_pb2
 SMALL = 4 * BRANCHES  # chains of a small job
 SMALL_STEPS, FLOOD_STEPS = 3, 16  # of a chain
 PROMPT_TOKENS = 64  # of a context, beside the steps; about
-TENANTS: Mapping[str, float] = {"flood": 1.0, "small": 1.0, "heavy": 3.0}  # and their weights
+TENANTS: Mapping[str, float] = {"flood": 1.0, "busy": 1.0, "small": 1.0, "heavy": 3.0}  # and their weights
+BUSY = 0.7  # of the engine's slots; what is being scored has none
 LOOK_S = 0.1
 WAIT_S_MAX = 120.0
 OWN_FLOOD_S_MAX = 10.0  # so long a job is waited for that stands behind a flood of its own tenant
@@ -52,7 +54,9 @@ class Bench:
 
     clients: Mapping[str, Client]
     flood_chains: int
+    slots: int
     alone_s: list[float] = field(default_factory=list)
+    busy_s: list[float] = field(default_factory=list)
     flooded_s: list[float] = field(default_factory=list)
 
     def first_step_s(self, priority: int = 0, most_s: float = WAIT_S_MAX) -> float | None:
@@ -81,10 +85,10 @@ class Bench:
 
     @contextmanager
     def flood(self, *tenants: str) -> Iterator[list[job_pb2.Job]]:
-        """Tenants want more than there is, of which the engine is full."""
+        """Tenants want more than there is, of which the engine is full, or as full as their quota lets it be."""
         jobs = [self.clients[tenant].submit(problems(self.flood_chains), **search(FLOOD_STEPS)) for tenant in tenants]
         try:
-            wait(lambda: engine_stats(0).rows_waiting > 0)
+            wait(lambda: engine_stats(0).rows_waiting > 0 or engine_stats(0).rows_running > BUSY * self.slots)
             time.sleep(SETTLE_S)
             yield jobs
         finally:
@@ -131,12 +135,12 @@ def token_ms(params: SimulatedParams, rows: int) -> float:
     return params.token_ms + params.token_extra_ms * (rows - 1) + context * params.context_token_ns / 1e6
 
 
-async def keys(home: Path) -> dict[str, str]:
-    """Make the tenants, and a key for each."""
+async def keys(home: Path, slots: int) -> dict[str, str]:
+    """Make the tenants, of which one may have as many chains as the engine has slots, and a key for each."""
     database = Database(f"sqlite+aiosqlite:///{home / 'state.db'}")
     try:
         for name, weight in TENANTS.items():
-            await Tenants(database).put(Tenant(name, weight))
+            await Tenants(database).put(Tenant(name, weight, live_chains_max=slots if name == "busy" else None))
         return {name: (await Keys(database).create(STORE, name, Role.SUBMIT, "bench"))[1] for name in TENANTS}
     finally:
         await database.close()
@@ -147,16 +151,21 @@ def measure(bench: Bench, rounds: int, jobs: int, seconds: float, say: Callable[
     bench.first_step_s()  # the first one of all has models pinned, code loaded
     for at in range(rounds):
         bench.several(jobs, bench.alone_s)
+        with bench.flood("busy"):
+            bench.several(jobs, bench.busy_s)
         with bench.flood("flood"):
             bench.several(jobs, bench.flooded_s)
-        say(f"round {at + 1}: alone {bench.alone_s[-jobs:]}, flooded {bench.flooded_s[-jobs:]}")
+        parts = {"alone": bench.alone_s, "busy": bench.busy_s, "flooded": bench.flooded_s}
+        say(f"round {at + 1}: " + ", ".join(f"{name} {found[-jobs:]}" for name, found in parts.items()))
     with bench.flood("small"):
         urgent_s = bench.first_step_s(priority=1)
         same_s = bench.first_step_s(most_s=OWN_FLOOD_S_MAX)
-    alone_s, flooded_s = statistics.median(bench.alone_s), statistics.median(bench.flooded_s)
+    alone_s, busy_s, flooded_s = map(statistics.median, (bench.alone_s, bench.busy_s, bench.flooded_s))
     return {
         "growth": round(flooded_s / alone_s - 1, 3),
+        "growth_over_busy": round(flooded_s / busy_s - 1, 3),
         "alone_s": round(alone_s, 3),
+        "busy_s": round(busy_s, 3),
         "flooded_s": round(flooded_s, 3),
         "flooded_max_s": max(bench.flooded_s),
         "same_tenant_s": same_s,
@@ -192,9 +201,9 @@ def fairness(
             keys=True,
         )
         with LocalSystem(config) as system:
-            clients = {name: Client(system.address, api_key=key) for name, key in asyncio.run(keys(home)).items()}
+            clients = {name: Client(system.address, api_key=key) for name, key in asyncio.run(keys(home, params.slots)).items()}
             try:
-                figures = measure(Bench(clients, flood), rounds, jobs, seconds, console.print)
+                figures = measure(Bench(clients, flood, params.slots), rounds, jobs, seconds, console.print)
             finally:
                 for client in clients.values():
                     client.close()
