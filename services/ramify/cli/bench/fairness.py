@@ -6,8 +6,9 @@ it to its first durable step, both by the store's clock. Jobs alone and jobs wit
 becomes slower makes both slower.
 
 A GPU with a full batch decodes each token more slowly than one with a few sequences, whoever asks: `engine_growth` is how much,
-by the model. No scheduler can take that back but by leaving slots empty. So the same jobs are measured a third time beside a tenant
-that keeps the engine busy and has no queue, for a quota bounds it to the engine's slots: `growth_over_busy` is what its flood adds.
+by the model. No scheduler can take that back but by leaving slots empty. So the same jobs are measured a third time beside a
+tenant that keeps the engine busy and has no queue, for a quota bounds it to the engine's slots: `growth_over_busy` is what a
+flood adds to that.
 
 For comparison the same flood in the same tenant: there a later job waits for the earlier one, unless its priority is higher. At
 the end two tenants flood together, with weights of 1 and 3.
