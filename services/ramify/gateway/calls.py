@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -35,11 +36,14 @@ GOODBYE_S = 5.0  # for a client to be told why its call ends
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """See the module; calls of other services, health and reflection, go through untouched."""
+    """See the module; of other services, health and reflection, only the open streams are bounded."""
 
     def __init__(self, access: Access, limits: GatewayLimits, metrics: Metrics) -> None:
         self._access, self._limits, self._metrics = access, limits, metrics
+        self._open = Places("calls", limits.calls_max)  # whoever makes them, from before that is known
         self._calls = Places("calls", limits.calls_max, limits.tenant_calls_max)
+        self._other_streams = Places("streams of health and reflection", limits.other_streams_max)
+        self._goodbyes = Places("goodbyes", limits.goodbyes_max)
 
     async def intercept_service(
         self,
@@ -49,8 +53,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """Wrap the handler."""
         handler = await continuation(handler_call_details)
         _, service, method = f"/{handler_call_details.method}".rsplit("/", 2)
-        if handler is None or service != SERVICE:
+        if handler is None or (service != SERVICE and not handler.response_streaming):
             return handler
+        inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
+        kind = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+        if service != SERVICE:
+            return kind(self._bounded(inner), handler.request_deserializer, handler.response_serializer)
         if not handler.response_streaming:
 
             async def unary(request: Any, context: Any) -> Any:
@@ -60,8 +68,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                         return await handler.unary_unary(request, context)
 
             return grpc.unary_unary_rpc_method_handler(unary, handler.request_deserializer, handler.response_serializer)
-
-        inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
         async def stream(request: Any, context: Any) -> None:
             # No generator, but one that is closed here: so a call that its client has left frees what it holds at once,
@@ -74,8 +80,26 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 async for response in responses:
                     await self._write(context, response)
 
-        kind = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
         return kind(stream, handler.request_deserializer, handler.response_serializer)
+
+    def _bounded(self, inner: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Awaitable[None]]:
+        """A stream of another service, which has a place while it is open."""
+
+        async def stream(request: Any, context: Any) -> None:
+            try:
+                with self._other_streams.one():
+                    if inspect.isasyncgenfunction(inner):
+                        async with aclosing(inner(request, context)) as responses:
+                            async for response in responses:
+                                await context.write(response)
+                    else:
+                        await inner(request, context)
+            except TooManyCalls as error:
+                self._metrics.refused(error)
+                status = status_of(error)
+                await context.abort(status.code, status.details, status.trailing_metadata)
+
+        return stream
 
     @asynccontextmanager
     async def _call(self, method: str, context: Any, request: Any) -> AsyncIterator[Caller]:
@@ -83,9 +107,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         context.set_trailing_metadata(_TRAILERS)
         with self._metrics.call(method) as call, logs.about(job=getattr(request, "job_id", "")):
             try:
-                found = await self._access.admit(method, context.invocation_metadata() or (), context.peer())
-                with self._calls.one(found.actor.tenant), logs.about(tenant=found.actor.tenant):
-                    yield found
+                with self._open.one():
+                    found = await self._access.admit(method, context.invocation_metadata() or (), context.peer())
+                    with self._calls.one(found.actor.tenant), logs.about(tenant=found.actor.tenant):
+                        yield found
             except Exception as error:
                 status = status_of(error)
                 call.code = status.code
@@ -98,8 +123,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         elif not isinstance(error, GatewayError | StoreError):
             log.error("a call of %s failed", method, exc_info=error)
         if isinstance(error, UNREAD) and isinstance(request, AsyncIterator):
-            # A client that is at writing its first message is told of a broken call if that ends before it is taken.
-            with contextlib.suppress(TimeoutError):
+            # A client that is at writing its first message is told of a broken call if that ends before it is taken. Among very
+            # many that are refused at once we can't be so polite: some would never write one.
+            with contextlib.suppress(TimeoutError, TooManyCalls), self._goodbyes.one():
                 async with asyncio.timeout(GOODBYE_S):
                     await anext(request, None)
         # The status comes after what the client has still to read. It stays with gRPC for one that doesn't; we don't.

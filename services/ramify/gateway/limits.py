@@ -10,7 +10,9 @@ class GatewayLimits:
     watches_max: int = 4096  # open at once
     uploads_max: int = 1024  # open at once
     trees_max: int = 64  # read at once: each may be as large as memory allows
-    calls_max: int = 8192  # of any kind, open at once
+    calls_max: int = 8192  # of the job API, open at once
+    other_streams_max: int = 256  # of health and reflection, open at once, which take no key
+    goodbyes_max: int = 64  # refused uploads at once whose clients are waited for
     tenant_watches_max: int = 2048  # of one tenant, likewise
     tenant_uploads_max: int = 512
     tenant_trees_max: int = 32

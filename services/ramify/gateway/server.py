@@ -61,7 +61,7 @@ class Gateway:
         self._access = Access(database, limits, keys=keys)
         self._service = JobService(database, limits, metrics)
         interceptors = [CallInterceptor(self._access, limits, metrics)]
-        self._server = grpc.aio.server(interceptors=interceptors, options=OPTIONS, maximum_concurrent_rpcs=limits.calls_max)
+        self._server = grpc.aio.server(interceptors=interceptors, options=OPTIONS)
         add_JobServiceServicer_to_server(self._service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -3,11 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
 from sqlalchemy import insert, select, update
 
@@ -15,11 +18,14 @@ from ramify.gateway import calls
 from ramify.gateway.admission import fill_spec
 from ramify.gateway.errors import InvalidRequest, status_of
 from ramify.gateway.limits import GatewayLimits
+from ramify.store.audit import Actor
+from ramify.store.keys import Keys, Role
 from ramify.store.schema import events, jobs
 from ramify.v1 import job_pb2
 from ramify.v1 import job_service_pb2 as pb
 from ramify.v1.job_service_pb2_grpc import JobServiceStub
-from tests.unit.gateway.system import PUZZLES, SPEC, System, first, further, problems, running, told
+from tests.unit.gateway.guarded import bearer
+from tests.unit.gateway.system import PUZZLES, SPEC, System, failure, first, further, problems, running, told
 from tests.waiting import until
 
 WATCHES = 1000
@@ -143,3 +149,44 @@ async def test_a_thousand_idle_streams(system: Counted) -> None:
     for watch in idle:
         watch.cancel()
     await system.until_watched(0)
+
+
+async def test_streams_that_take_no_key_are_bounded_and_take_no_job_s_place(tmp_path: Path) -> None:
+    limits, registry = GatewayLimits(calls_max=2, other_streams_max=2), CollectorRegistry()
+    async with running(f"sqlite+aiosqlite:///{tmp_path / 'state.db'}", limits, registry) as system:
+        health: Any = health_pb2_grpc.HealthStub(system.channel)
+        reflection: Any = reflection_pb2_grpc.ServerReflectionStub(system.channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        question, asked = reflection_pb2.ServerReflectionRequest(list_services=""), reflection.ServerReflectionInfo()
+        await asked.write(question)
+        assert (await asked.read()).HasField("list_services_response")
+        for more in (*(health.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)), reflection.ServerReflectionInfo()):
+            code, why = await failure(more.read())
+            assert (code, "2 open streams of health and reflection" in why) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
+        assert registry.get_sample_value("ramify_gateway_refusals_total", {"reason": "TooManyCalls"}) == 4
+        assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
+        await system.stub.ListModels(pb.ListModelsRequest())
+        await asked.done_writing()
+        assert await asked.read() is grpc.aio.EOF
+        again = reflection.ServerReflectionInfo(iter([question]))
+        assert (await again.read()).HasField("list_services_response"), "a place that is free is free"
+        watch.cancel()
+
+
+async def test_uploads_without_a_key_hold_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "GOODBYE_S", 60.0)
+    limits, registry = GatewayLimits(calls_max=2, goodbyes_max=3), CollectorRegistry()
+    async with running(f"sqlite+aiosqlite:///{tmp_path / 'state.db'}", limits, registry, keys=True) as system:
+        _, key = await Keys(system.database).create(Actor("", "test"), "acme", Role.READ, "test")
+        silent: list[Any] = [system.stub.CreateJob() for _ in range(20)]
+        ends = [asyncio.create_task(call.code()) for call in silent]
+        for end in islice(asyncio.as_completed(ends), 17):
+            assert await end is grpc.StatusCode.UNAUTHENTICATED
+        assert sum(not end.done() for end in ends) == 3, "only these are waited for"
+        await system.stub.ListModels(pb.ListModelsRequest(), metadata=bearer(key))
+        assert registry.get_sample_value("ramify_gateway_refusals_total", {"reason": "Unauthenticated"}) == 20
+        assert registry.get_sample_value("ramify_gateway_open_calls", {"method": "CreateJob"}) == 3
+        for call in silent:
+            call.cancel()
+        await asyncio.wait(ends)
