@@ -33,6 +33,8 @@ MATRIX: dict[str, tuple[str, ...]] = {
         "tracing.endpoint=http://otel:4317",
         "networkPolicy.storeTo[0].ipBlock.cidr=10.0.0.0/8",
         "ray.auth.existingSecret=token",
+        "ray.grafanaHost=http://grafana.monitoring",
+        "store.caKey=authority",
     ),
     "secrets": (
         "multi-region",
@@ -56,6 +58,7 @@ MATRIX: dict[str, tuple[str, ...]] = {
         "gateway.ingress.tlsSecret=cert",
         "http.ingress.enabled=true",
         "http.ingress.host=http.example.com",
+        "http.ingress.tlsSecret=cert",
         "gateway.service.type=LoadBalancer",
         "networkPolicy.gatewayFrom[0].ipBlock.cidr=10.0.0.0/8",
     ),
@@ -168,6 +171,7 @@ def ray_service(objects: tuple[Object, ...]) -> Object:
         (("small", "tls.mode=existingSecret"), "set tls.gateway.existingSecret"),
         (("small", "tls.mode=certManager"), "set tls.certManager.issuerRef.name"),
         (("multi-region", "gateway.ingress.enabled=true", "gateway.ingress.host=a"), "set tlsSecret"),
+        (("multi-region", "http.ingress.enabled=true", "http.ingress.host=a"), "requests carry API keys"),
     ],
 )
 def test_bad_values_are_refused_and_say_why(settings: tuple[str, ...], told: str) -> None:

@@ -1,6 +1,7 @@
 """What keeps an installation at work while its pods come and go."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -147,6 +148,52 @@ def allowed(policies: list[Any], way: str, mine: Mapping[str, str], other: Mappi
         if reaches and ("ports" not in rule or any(each["port"] == port for each in rule["ports"])):
             return True
     return False
+
+
+def test_a_new_ray_cluster_is_made_for_what_shards_read_once() -> None:
+    def marks(*settings: str) -> dict[str, str]:
+        found = (each for each in pods(render("small", *settings)) if each.owner.startswith("RayService"))
+        return {each.owner: json.dumps(each.metadata["annotations"]) for each in found}
+
+    assert marks("ray.schedulers.shards=2") == marks(), "their number is read anew"
+    assert all(mark != marks()[owner] for owner, mark in marks("shards.leaseSeconds=16").items())
+    other = marks("engines.groups[0].tolerations[0].operator=Exists")
+    assert [owner for owner, mark in other.items() if mark != marks()[owner]] == ["RayService/here-ramify/tiny24"]
+
+
+def test_a_running_ray_cluster_can_be_told_how_many_pods_there_may_be() -> None:
+    """KubeRay does not tell it; helm's notes have a patch that does."""
+    after = render(
+        "multi-region",
+        "ray.schedulers.replicas=4",
+        "engines.groups[1].replicas.min=3",
+        "engines.groups[2].replicas.max=20",
+        'extraObjects[0].data.patch=\\{\\{ include "ramify.groupBounds" . \\}\\}',
+        "extraObjects[0].kind=ConfigMap",
+        "extraObjects[0].metadata.name=patch",
+    )
+    groups = json.loads(json.dumps(worker_groups(render("multi-region"))))
+    for each in json.loads(of(after, "ConfigMap", "patch")["data"]["patch"]):
+        group, name = re.fullmatch(r"/spec/workerGroupSpecs/(\d+)/(\w+)", each["path"]).groups()  # type: ignore[union-attr]
+        if each["op"] == "test":
+            assert groups[int(group)][name] == each["value"]
+        else:
+            groups[int(group)][name] = each["value"]
+    names = ("groupName", "minReplicas", "maxReplicas")
+    assert [[each[name] for name in names] for each in groups] == [
+        [each[name] for name in names] for each in worker_groups(after)
+    ]
+    assert groups[0]["replicas"] == 4, "these do not scale"
+
+
+def worker_groups(objects: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
+    return of(objects, "RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"]  # type: ignore[no-any-return]
+
+
+def test_the_dashboard_reaches_grafana() -> None:
+    somewhere: dict[str, Any] = {"namespaceSelector": {}}
+    assert {"to": [somewhere]} in of(render(*MATRIX["elsewhere"]), "NetworkPolicy", "-ray-head")["spec"]["egress"]
+    assert "namespaceSelector" not in json.dumps(of(render("small"), "NetworkPolicy", "-ray-head"))
 
 
 def test_clients_see_what_a_port_speaks() -> None:

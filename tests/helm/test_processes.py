@@ -23,7 +23,8 @@ from tests.helm.chart import PRESETS, Pods, of, pods, render
 from tests.helm.processes import STOP_S, Place, wait_until_serving
 
 HEALTH = {"gateway": "8701", "verifier": "50062"}
-SETTINGS = ("small", "postgresql.enabled=false", "store.existingSecret=store")
+AUTHORITY = "here-ramify-shards-tls"  # of the certificates that helm makes
+SETTINGS = ("small", "postgresql.enabled=false", "store.existingSecret=store", f"gateway.clientCa.existingSecret={AUTHORITY}")
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +62,9 @@ def test_the_gateway_lets_in_who_has_a_key(place: Place, kinds: dict[str, Pods],
     assert mark
     done = place.bash(kinds["test"], makes_key + 'ramify jobs; printf "%s" "$RAMIFY_API_KEY" > key')
     assert done.returncode == 0, done.stderr
-    tls = ClientTls(place.files(kinds["test"]) / "gateway-tls/ca.crt")
-    used = (place.files(kinds["test"]) / "key").read_text()
+    etc = place.files(kinds["test"])
+    tls = ClientTls(etc / "gateway-tls/ca.crt", etc / "client-tls/tls.crt", etc / "client-tls/tls.key")
+    used = (etc / "key").read_text()
     for key in (used, None):
         with (
             Client(f"127.0.0.1:{place.port('gateway', '8700')}", api_key=key, tls=tls) as client,

@@ -82,6 +82,36 @@ def test_nobody_has_a_secret_that_it_does_not_use() -> None:
     assert {name for name, volumes in has.items() if "tls.key" in volumes} == {"gateway", "scheduler", "verifier"}
 
 
+@pytest.mark.parametrize("settings", ALL)
+def test_a_file_that_is_named_is_there(settings: tuple[str, ...]) -> None:
+    objects = render(*settings)
+    by_owner = {found.owner.rpartition("/")[2]: found for found in pods(objects)}
+    serve = of(objects, "RayService")["spec"]["serveConfigV2"]
+    for owner, found in by_owner.items():
+        named = json.dumps([found.spec["containers"], [serve, config(objects, "system.toml")] if owner == "schedulers" else []])
+        volumes = [each["projected"]["sources"] for each in found.spec["volumes"] if "projected" in each]
+        files = {
+            item["path"] for sources in volumes for source in sources for item in next(iter(source.values())).get("items", ())
+        }
+        files |= {"system.toml", "fleet.toml"} if owner == "schedulers" else set()
+        assert {*re.findall(r"/etc/ramify/([\w./-]+\w)", named)} <= files, found.owner
+    if "gateway.clientCa.existingSecret=clients" in settings:
+        assert "tls_cert: /etc/ramify/" in serve
+        assert "RAMIFY_TLS_CERT" in json.dumps(by_owner["here-ramify-test"].container["env"])
+
+
+def test_ray_is_let_alone() -> None:
+    """Whoever reaches its ports may run code there: that is Ray, KubeRay, and at the HTTP surface whoever may call it."""
+    rules = of(render(*MATRIX["doors"]), "NetworkPolicy", "-ray")["spec"]["ingress"]
+    metrics = {8080, 44217, 44227}
+    for rule in rules:
+        if not {each["port"] for each in rule.get("ports", ())} <= metrics or "ports" not in rule:
+            assert rule["from"], rule
+            assert all("podSelector" in peer or "ipBlock" in peer for peer in rule["from"]), rule
+    (operator,) = next(rule["from"] for rule in rules if {"port": 52365, "protocol": "TCP"} in rule.get("ports", ()))
+    assert operator["podSelector"] == {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}
+
+
 def test_ray_asks_for_a_token() -> None:
     assert of(render("small"), "RayService")["spec"]["rayClusterConfig"]["authOptions"] == {"mode": "token"}
     own = of(render(*MATRIX["elsewhere"]), "RayService")["spec"]["rayClusterConfig"]["authOptions"]

@@ -76,6 +76,10 @@ applications:
       {{- if include "ramify.tls" . }}
       tls_ca: /etc/ramify/gateway-tls/ca.crt
       {{- end }}
+      {{- if include "ramify.mtls" . }}
+      tls_cert: /etc/ramify/verifier-tls/tls.crt
+      tls_key: /etc/ramify/verifier-tls/tls.key
+      {{- end }}
       {{- with .Values.http.settings }}
       {{- toYaml . | nindent 6 }}
       {{- end }}

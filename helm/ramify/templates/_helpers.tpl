@@ -120,11 +120,15 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{/* The Secret with the store's URL, as the source of a projected volume: file store/url. */}}
+{{/* The Secret with the store's URL, as the source of a projected volume: file store/url, and store/ca.crt if it has one. */}}
 {{- define "ramify.storeSource" -}}
 - secret:
     name: {{ include "ramify.storeSecret" . }}
-    items: [{key: {{ ternary "url" .Values.store.key .Values.postgresql.enabled }}, path: store/url}]
+    items:
+      - {key: {{ ternary "url" .Values.store.key .Values.postgresql.enabled }}, path: store/url}
+      {{- if and .Values.store.caKey (not .Values.postgresql.enabled) }}
+      - {key: {{ .Values.store.caKey }}, path: store/ca.crt}
+      {{- end }}
 {{- end -}}
 
 {{- define "ramify.storeSecret" -}}
@@ -137,6 +141,11 @@ topologySpreadConstraints:
 
 {{- define "ramify.tls" -}}
 {{- if ne .Values.tls.mode "disabled" }}yes{{ end -}}
+{{- end -}}
+
+{{/* Whether the gateway asks its clients for certificates; ours then show the shards'. */}}
+{{- define "ramify.mtls" -}}
+{{- if and (include "ramify.tls" .) .Values.gateway.clientCa.existingSecret }}yes{{ end -}}
 {{- end -}}
 
 {{/* The Secret of a certificate. Takes a dict: root, and who, which is gateway, verifier or shards. */}}

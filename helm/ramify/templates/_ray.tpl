@@ -37,10 +37,26 @@ volumeMounts:
 
 {{/* What is read at the start alone makes a new Ray cluster when it changes; the number of shards and the fleet are read anew. */}}
 {{- define "ramify.rayAnnotations" -}}
-checksum/system: {{ include "ramify.systemToml" .root | regexReplaceAll "(?m)^shards = .*$" "" | sha256sum }}
+checksum/system: {{ regexReplaceAll "(?m)^shards = .*$" (include "ramify.systemToml" .root) "" | sha256sum }}
+checksum/tolerations: {{ toJson .settings.tolerations | sha256sum }} # which some of KubeRay's versions overlook
 {{- with .root.Values.podAnnotations }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{/* A JSON patch that brings how many pods the groups may have to a Ray cluster that runs: KubeRay leaves these numbers alone. */}}
+{{- define "ramify.groupBounds" -}}
+{{- $patch := list -}}
+{{- $schedulers := .Values.ray.schedulers.replicas -}}
+{{- $groups := list (dict "name" "schedulers" "replicas" (dict "min" $schedulers "max" $schedulers)) -}}
+{{- range $at, $group := concat $groups .Values.engines.groups -}}
+{{- $path := printf "/spec/workerGroupSpecs/%d" $at -}}
+{{- $patch = append $patch (dict "op" "test" "path" (printf "%s/groupName" $path) "value" $group.name) -}}
+{{- range $bound := list "min" "max" -}}
+{{- $patch = append $patch (dict "op" "replace" "path" (printf "%s/%sReplicas" $path $bound) "value" (int64 (index $group.replicas $bound))) -}}
+{{- end -}}
+{{- end -}}
+{{- append $patch (dict "op" "replace" "path" "/spec/workerGroupSpecs/0/replicas" "value" (int64 $schedulers)) | toJson -}}
 {{- end -}}
 
 {{/* What Ray's pods have in common. */}}
