@@ -58,6 +58,7 @@ def together(
                             await asyncio.sleep(GATHERING_S)
                 finally:
                     del database.queues[key]  # in the same step as the look that has found nobody
+                    queue.cancel()  # those who are there when it is cancelled
 
             task = asyncio.create_task(run())
             database.running.add(task)
@@ -90,6 +91,11 @@ class _Queue(Generic[Q, A]):
             self._waiting.pop(answer, None)
             raise
 
+    def cancel(self) -> None:
+        """Tell all of them that nothing comes."""
+        for answer in self.take(len(self)):
+            answer.cancel()
+
     def take(self, most: int) -> "dict[asyncio.Future[A], Q]":
         """Those that are next."""
         some = dict(islice(self._waiting.items(), most))
@@ -99,12 +105,16 @@ class _Queue(Generic[Q, A]):
 
 
 async def _settle(waiting: "dict[asyncio.Future[A], Q]", transaction: Awaitable[Answers[A]]) -> None:
-    """Tell each of them what has come of its transaction."""
+    """Tell each of them what has come of its transaction; if it is cancelled, so are they."""
     answers: Answers[A]
     try:
         answers = await transaction
     except Exception as error:
         answers = [error] * len(waiting)
+    except BaseException:
+        for future in waiting:
+            future.cancel()
+        raise
     for future, answer in zip(waiting, answers, strict=True):
         if isinstance(answer, Exception):
             future.set_exception(answer)

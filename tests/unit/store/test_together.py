@@ -86,3 +86,15 @@ async def test_a_store_that_closes_waits_for_them() -> None:
     asyncio.get_running_loop().call_soon(transactions.go.set)
     await transactions.database.close()
     assert [call.done() for call in calls] == [True, True]
+
+
+async def test_who_waits_for_one_that_is_cancelled_is_so_too() -> None:
+    transactions = Transactions()
+    calls = await transactions.ask(0, 1, 2)
+    calls[0].cancel()
+    (running,) = transactions.database.running
+    running.cancel()
+    await asyncio.wait(calls)
+    assert all(call.cancelled() for call in calls)
+    assert running.cancelled()
+    assert not transactions.database.queues
