@@ -25,6 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from ramify.store.errors import CannotOpen, Contention, StoreBusy
 from ramify.store.failures import kind_of, reason, translated
 from ramify.store.migration import Migration, check, upgrade
+from ramify.store.turns import Turns
 from ramify.store.wakeup import announce, forget
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 POOL_SIZE = 8  # connections that are kept open
 POOL_OVERFLOW = 8  # more of them, for as long as they are needed
 POOL_WAIT_S = 10.0  # how long a call waits for one
+POOL_KEPT = 4  # of all of them, that uploads leave to others
 TRIES_MAX = 5  # of a transaction that another one keeps undoing
 BUSY_MS = 30_000  # how long a SQLite writer waits for another one
 WAL_RETRY_MS = 10
@@ -119,6 +121,7 @@ class Database:
         self._sqlite = kind == _SQLITE
         self.running: set[asyncio.Task[Any]] = set()  # transactions, see `to_its_end`
         self.queues: dict[Hashable, Any] = {}  # of those that wait for one, see `together`
+        self.turns = Turns(POOL_SIZE + POOL_OVERFLOW - POOL_KEPT)  # of those that write uploads
         self._background: set[asyncio.Task[None]] = set()
         self._one_writer = asyncio.Lock()  # SQLite has one at a time: within a process tasks queue here, not in the database
         if self._sqlite:

@@ -17,14 +17,14 @@ from ramify.store.database import Database, insert_new
 from ramify.store.errors import QuotaExceeded, QuotaTooSmall
 from ramify.store.rows import JobRow, event_values, job_message
 from ramify.store.schema import SLOTS, events, jobs, problems, segments
-from ramify.store.tenants import hold
+from ramify.store.tenants import Room, hold
 from ramify.store.together import together
 from ramify.store.wakeup import Channel, notify
 from ramify.v1 import job_pb2
 
 JOBS_A_COMMIT = 64
 PROBLEMS_MAX = 64  # of a job that is stored with others: what a commit writes is bounded, for shards wait for it
-BYTES_MAX = 64 << 10  # of these
+BYTES_MAX = 64 << 10  # of these, and of its spec
 KEPT_MS = 24 * 3600 * 1000  # an upload that nobody goes on with is given up after this
 
 
@@ -46,11 +46,9 @@ class Chunk:
 
     @property
     def whole(self) -> bool:
-        """Whether it is all of a small job, and nothing is wrong with it by itself."""
-        if not self.last or self.offset or not 0 < len(self.problems) <= PROBLEMS_MAX:
-            return False
+        """Whether it is all of a job, and nothing is wrong with it by itself."""
         ids = [new.problem.id for new in self.problems if new.problem.id]
-        return len(set(ids)) == len(ids) and sum(new.problem.ByteSize() for new in self.problems) <= BYTES_MAX
+        return self.last and not self.offset and len(self.problems) > 0 and len(set(ids)) == len(ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +62,14 @@ class Submission:
     spec: job_pb2.JobSpec  # with every default
     problems: Sequence[NewProblem]
     call: str
+
+    @property
+    def small(self) -> bool:
+        """Whether it may be stored with others."""
+        if len(self.problems) > PROBLEMS_MAX:
+            return False
+        spec_bytes = len(self.asked) + self.spec.ByteSize()
+        return spec_bytes + sum(new.problem.ByteSize() for new in self.problems) <= BYTES_MAX
 
     def row(self, now_ms: int) -> dict[str, Any]:
         """The columns of `jobs` that are not what they are for every new job."""
@@ -83,16 +89,17 @@ class Submission:
 
 @together(most=JOBS_A_COMMIT)
 async def submit(
-    database: Database, submissions: Sequence[Submission], clock_ms: Callable[[], int]
+    database: Database, submissions: Sequence[Submission], tenant: str, clock_ms: Callable[[], int]
 ) -> list[job_pb2.Job | Exception | None]:
-    """Make jobs that run; durable on return.
+    """Make jobs of a tenant that run; durable on return. No tenant waits for what holds another one up.
 
     Returns:
-        For each the job; or why its tenant can't have it; or None where there is a job of its request: see `Uploads.create`.
+        For each the job; or why the tenant can't have it; or None where there is a job of its request: see `Uploads.create`.
     """
-    async with database.write() as connection:
+    async with database.turns.all, database.write() as connection:
         now = await db_now_ms(connection)
-        new, refused = await _admitted(connection, submissions, now)
+        room = await hold(connection, tenant, now)
+        new, refused = await _admitted(connection, submissions, room)
         await expire(connection, clock_ms(), len(new))
         made = await _make(connection, new, clock_ms())
         audited = [
@@ -110,11 +117,10 @@ async def submit(
 
 
 async def _admitted(
-    connection: AsyncConnection, submissions: Sequence[Submission], now_ms: int
+    connection: AsyncConnection, submissions: Sequence[Submission], room: Room | None
 ) -> tuple[list[Submission], dict[int, Exception]]:
-    """Those whose requests are new, of each request one; and those, by `id`, that their tenants can't have."""
-    rooms = await hold(connection, {each.tenant for each in submissions}, now_ms)
-    # After the tenants are held: whoever held one may have made the job, and what is there is never refused.
+    """Those whose requests are new, of each request one; and those, by `id`, for which the tenant has no room."""
+    # After the tenant is held: whoever held it may have made the job, and what is there is never refused.
     asked = select(jobs.c.request_id).where(jobs.c.request_id.in_({each.request_id for each in submissions}))
     known = set((await connection.scalars(asked)).all())
     new, refused = list[Submission](), dict[int, Exception]()
@@ -122,8 +128,8 @@ async def _admitted(
         if each.request_id in known:
             continue
         try:
-            if each.tenant in rooms:
-                rooms[each.tenant].admit(chains_at_once(each.spec.search))
+            if room is not None:
+                room.admit(chains_at_once(each.spec.search))
         except (QuotaExceeded, QuotaTooSmall) as error:
             refused[id(each)] = error
         else:

@@ -1,7 +1,8 @@
 """Uploads: how a job and its problems come into the store, chunk by chunk, safe to repeat, and how they are undone."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Sequence
+from functools import update_wrapper
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import and_, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -20,6 +21,21 @@ from ramify.v1 import job_pb2
 
 REQUESTS_A_READ = 256
 IDS_A_READ = 1000  # databases bound the variables of a statement
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _in_turn(
+    method: Callable[Concatenate["Uploads", P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate["Uploads", P], Coroutine[Any, Any, R]]:
+    """Make a transaction wait for its tenant's turn; who leaves before has begun nothing."""
+
+    async def run(self: "Uploads", /, *args: P.args, **kwargs: P.kwargs) -> R:
+        async with self.database.turns.of(self._tenant):
+            return await method(self, *args, **kwargs)
+
+    return update_wrapper(run, method)
 
 
 class Uploads:
@@ -73,9 +89,11 @@ class Uploads:
             QuotaTooSmall: the tenant may never have what the job needs.
         """
         new = Submission(scoped(self._tenant, request_id), self._tenant, self._by, _body(asked), filled, chunk.problems, call)
-        made = await submit(self.database, new, self._clock_ms) if chunk.whole else None
+        alone = not (new.small and chunk.whole)
+        made = None if alone else await submit(self.database, new, self._tenant, self._clock_ms)
         return made or await self._create(request_id, new, chunk)
 
+    @_in_turn
     @to_its_end
     async def _create(self, request_id: str, new: Submission, chunk: Chunk) -> job_pb2.Job:
         async with self.database.write() as connection:
@@ -88,6 +106,7 @@ class Uploads:
                 raise Contention(f"the job of request_id {request_id!r} was made and undone by another call meanwhile: try again")
             return job_message(await self._store(connection, row, chunk, new.call))
 
+    @_in_turn
     @to_its_end
     async def append(self, job_id: str, chunk: Chunk, call: str) -> job_pb2.Job:
         """Store a chunk of an upload; with `last`, start the job. All of it is durable on return.
@@ -108,6 +127,7 @@ class Uploads:
                 ) from error
             return job_message(await self._store(connection, row, chunk, call))
 
+    @_in_turn
     @to_its_end
     async def discard(self, job_id: str, call: str) -> None:
         """Undo an upload whose latest problems `call` has brought; anything else stays."""
@@ -122,7 +142,7 @@ class Uploads:
 
     async def _make(self, connection: AsyncConnection, request_id: str, new: Submission) -> JobRow | None:
         """The row of a new job, if the tenant may have one more, or None if there is one of the request by now."""
-        room = (await hold(connection, {self._tenant}, await db_now_ms(connection))).get(self._tenant)
+        room = await hold(connection, self._tenant, await db_now_ms(connection))
         if room is not None:
             # Whoever held the tenant meanwhile may have made it, and what is there is never refused.
             if (row := await self._of_request(connection, request_id, new.asked)) is not None:

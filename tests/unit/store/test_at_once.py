@@ -12,13 +12,14 @@ from sqlalchemy import insert, text
 
 from ramify.store.audit import Actor
 from ramify.store.clock import now_ms
-from ramify.store.database import TRIES_MAX, Database, to_its_end
-from ramify.store.errors import Contention, QuotaExceeded, StoreError, UploadEnded
+from ramify.store.database import POOL_OVERFLOW, POOL_SIZE, TRIES_MAX, Database, to_its_end
+from ramify.store.errors import Contention, JobNotFound, QuotaExceeded, StoreError, UploadEnded
 from ramify.store.jobs import Jobs, ModelRow
 from ramify.store.rows import job_row
 from ramify.store.schema import jobs as jobs_table
 from ramify.store.submissions import KEPT_MS
 from ramify.store.tenants import Tenant, Tenants, hold
+from ramify.store.turns import TURNS_A_TENANT
 from ramify.store.uploads import Uploads
 from ramify.v1 import job_pb2
 from tests.unit.store.helpers import EMPTY, FILLED, SPEC, chunk, contents, count, running_job
@@ -211,7 +212,7 @@ async def test_two_gateways_can_t_both_give_a_tenant_its_last_job(database: Data
     elsewhere = Database(database.url)
     late = Uploads(elsewhere, by=Actor("acme"))
     async with database.write() as connection:
-        await hold(connection, {"acme"}, 0)
+        await hold(connection, "acme", 0)
         making = asyncio.create_task(late.create("late", SPEC, FILLED, chunk(0, "p0", last=whole), "a"))
         await somebody_waits(database)
         new = {"job_id": "first", "request_id": "first", "tenant": "acme", "state": job_pb2.JOB_STATE_RUNNING, "uploader": "b"}
@@ -219,6 +220,47 @@ async def test_two_gateways_can_t_both_give_a_tenant_its_last_job(database: Data
         await connection.execute(jobs_table.insert().values(**new, **body))
     with pytest.raises(QuotaExceeded, match="tenant acme has 1 open jobs"):
         await making
+    await elsewhere.close()
+
+
+def bulk(database: Database, tenant: str, uploads: int) -> list[asyncio.Task[job_pb2.Job]]:
+    """Uploads at once of a tenant."""
+    by = Uploads(database, by=Actor(tenant))
+    return [asyncio.create_task(by.create(f"bulk {number}", SPEC, FILLED, chunk(0, "p0"), "a")) for number in range(uploads)]
+
+
+async def test_a_tenant_that_waits_has_others_wait_for_nothing(concurrent: Database) -> None:
+    await Tenants(concurrent).put(Tenant("acme", jobs_max=99))
+    acme, other = (Uploads(concurrent, by=Actor(tenant)) for tenant in ("acme", "other"))
+    async with concurrent.write() as connection:
+        await hold(connection, "acme", 0)
+        whole = asyncio.create_task(acme.create("whole", SPEC, FILLED, chunk(0, "p0", last=True), "a"))
+        uploads = bulk(concurrent, "acme", POOL_SIZE + POOL_OVERFLOW)
+        await somebody_waits(concurrent)
+        submitted = [other.create(name, SPEC, FILLED, chunk(0, "p0", last=True), "a") for name in ("x", "y")]
+        for job in (*await asyncio.gather(*submitted), *await asyncio.gather(*bulk(concurrent, "other", 2))):
+            assert (await Jobs(concurrent).get(job.job_id)).tenant == "other"
+        left = uploads.pop()
+        left.cancel()
+        await asyncio.wait({left})  # it has begun nothing that would have to end
+        assert not any(each.done() for each in (whole, *uploads))
+    await asyncio.gather(whole, *uploads)
+    assert await count(concurrent, "jobs") == 4 + 1 + len(uploads)
+
+
+async def test_uploads_of_all_leave_connections_for_who_reads(concurrent: Database) -> None:
+    names = [f"tenant-{number}" for number in range((POOL_SIZE + POOL_OVERFLOW) // TURNS_A_TENANT)]
+    for name in names:
+        await Tenants(concurrent).put(Tenant(name))
+    elsewhere = Database(concurrent.url)
+    async with elsewhere.write() as connection:
+        for name in names:
+            await hold(connection, name, 0)
+        uploads = [upload for name in names for upload in bulk(concurrent, name, TURNS_A_TENANT)]
+        await somebody_waits(concurrent)
+        with pytest.raises(JobNotFound):
+            await Jobs(concurrent).get("nobody's")
+    await asyncio.gather(*uploads)
     await elsewhere.close()
 
 

@@ -8,7 +8,7 @@ from ramify.store.audit import Actor, Audit
 from ramify.store.database import Database
 from ramify.store.errors import Conflict, QuotaExceeded
 from ramify.store.jobs import Jobs
-from ramify.store.submissions import BYTES_MAX, PROBLEMS_MAX, Chunk
+from ramify.store.submissions import BYTES_MAX, PROBLEMS_MAX, Chunk, Submission
 from ramify.store.tenants import Tenant, Tenants
 from ramify.store.uploads import Uploads
 from ramify.v1 import job_pb2
@@ -62,14 +62,22 @@ async def test_submissions_at_once_are_as_those_one_by_one(database: Database) -
 
 
 def test_what_is_stored_with_others_is_small_and_whole() -> None:
-    assert chunk(0, "p0", last=True).whole
-    assert Chunk(0, [problem(f"p{index}", f"{index}") for index in range(PROBLEMS_MAX)], True).whole
+    assert Chunk(0, [problem("p0", "name"), problem("p1"), problem("p2")], True).whole
     others = [
         chunk(0, "p0"),
         chunk(1, "p0", last=True),
         chunk(0, last=True),
-        chunk(0, *("p" for _ in range(PROBLEMS_MAX + 1)), last=True),
-        chunk(0, "p" * BYTES_MAX, last=True),
         Chunk(0, [problem("p0", "name"), problem("p1", "name")], True),
     ]
     assert not any(each.whole for each in others)
+
+    large = job_pb2.JobSpec(name="s" * BYTES_MAX)
+    assert submission(*["p"] * PROBLEMS_MAX).small
+    assert not submission(*["p"] * (PROBLEMS_MAX + 1)).small
+    assert not submission("p" * BYTES_MAX).small
+    assert not submission("p", spec=large).small
+    assert not submission("p", asked=large).small
+
+
+def submission(*texts: str, asked: job_pb2.JobSpec = SPEC, spec: job_pb2.JobSpec = FILLED) -> Submission:
+    return Submission("request", "acme", None, asked.SerializeToString(), spec, chunk(0, *texts).problems, "call")
