@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, delete, insert, select
+import tenacity
+from sqlalchemy import Select, delete, func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ramify.store.clock import Clock, db_now_ms
-from ramify.store.database import Database, to_its_end
+from ramify.store.database import LOCK_MS, STATEMENT_MS, Database, to_its_end
+from ramify.store.errors import StoreBusy
 from ramify.store.schema import DEFAULT_TENANT
 from ramify.store.schema import audit as table
 
@@ -16,6 +18,16 @@ KEPT_DAYS = 400
 ROWS_A_SWEEP = 10_000
 OK = "OK"
 DETAIL_MAX = 500  # characters
+
+SETTLE_S = (LOCK_MS + STATEMENT_MS) / 1000  # how long those who write now may take to end
+SETTLE_POLL_S = 0.02
+
+# Transactions that have written entries, or are about to: each holds this lock from before its entry has a number until all
+# see the entry.
+_WRITERS = text(
+    "SELECT virtualtransaction FROM pg_locks WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' "
+    "AND relation = 'audit'::regclass AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +80,40 @@ class Audit:
 
     @to_its_end
     async def following(self, after: int, limit: int, tenant: str | None = None) -> list[Entry]:
-        """Entries with a larger number than `after`, the oldest first; for those who keep the log elsewhere."""
-        return await self._entries(select(table).where(table.c.number > after).order_by(table.c.number).limit(limit), tenant)
+        """Entries with a larger number than `after`, the oldest first; for those who keep the log elsewhere.
+
+        None that comes later has a smaller number than one of these: so whoever goes on after the last of them misses none.
+
+        Raises:
+            StoreBusy: transactions that may have smaller numbers have not ended within `SETTLE_S`.
+        """
+        query = select(table).where(table.c.number > after, table.c.number <= await self._settled())
+        return await self._entries(query.order_by(table.c.number).limit(limit), tenant)
+
+    async def _settled(self) -> int:
+        """A number up to which nothing is to come any more: on PostgreSQL they are not committed in their order."""
+        async with self.database.read() as connection:
+            last = await connection.scalar(select(func.coalesce(func.max(table.c.number), 0)))
+            if connection.dialect.name != "postgresql":  # which has one writer
+                return int(last or 0)
+            open_still = set(await connection.scalars(_WRITERS))  # as it is now, later than `last`
+        tries = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_result(bool),
+            stop=tenacity.stop_after_delay(SETTLE_S),
+            wait=tenacity.wait_fixed(SETTLE_POLL_S),
+        )
+        try:
+            await tries(self._of_those, open_still)
+        except tenacity.RetryError as error:
+            raise StoreBusy(f"transactions that write the audit log have not ended for {SETTLE_S:g} s: try again") from error
+        return int(last or 0)
+
+    async def _of_those(self, writers: set[str]) -> set[str]:
+        """Which of them write still."""
+        if not writers:
+            return writers
+        async with self.database.read() as connection:
+            return writers.intersection(await connection.scalars(_WRITERS))
 
     async def _entries(self, query: Select[Any], tenant: str | None) -> list[Entry]:
         if tenant is not None:

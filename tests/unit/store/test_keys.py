@@ -1,12 +1,15 @@
 """API keys, tenants and the audit log in the store."""
 
+import asyncio
+
 import pytest
 from sqlalchemy import func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ramify.store import audit as log
 from ramify.store.audit import KEPT_DAYS, Actor, Audit, record
 from ramify.store.database import Database
-from ramify.store.errors import InvalidName, JobNotFound, KeyNotFound
+from ramify.store.errors import InvalidName, JobNotFound, KeyNotFound, StoreBusy
 from ramify.store.jobs import Jobs
 from ramify.store.keys import Keys, Role, parts_of
 from ramify.store.schema import audit, usage
@@ -105,3 +108,21 @@ async def test_what_is_old_is_forgotten(database: Database) -> None:
     older, newer = (entry.number for entry in reversed(await Audit(database).latest(10)))
     assert [entry.number for entry in await Audit(database).following(0, 1)] == [older]
     assert [entry.number for entry in await Audit(database).following(older, 10)] == [newer]
+
+
+async def test_who_goes_on_after_an_entry_misses_none(postgres_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two transactions at once that which has the smaller number ends last."""
+    database = Database(postgres_store)
+    audits = Audit(database)
+    await audits.refused(OPERATOR, "before", "", "", "")
+    (before,) = await audits.following(0, 10)
+    async with database.write() as connection:
+        await record(connection, NOW_MS, OPERATOR, "slow", "")
+        await audits.refused(OPERATOR, "quick", "", "", "")
+        with monkeypatch.context() as patched:
+            patched.setattr(log, "SETTLE_S", 0.05)
+            with pytest.raises(StoreBusy, match="have not ended"):
+                await audits.following(before.number, 10)
+        reading = asyncio.create_task(audits.following(before.number, 10))
+    assert [entry.action for entry in await reading] == ["slow", "quick"]
+    await database.close()
