@@ -95,6 +95,8 @@ def test_a_file_that_is_named_is_there(settings: tuple[str, ...]) -> None:
         }
         files |= {"system.toml", "fleet.toml"} if owner == "schedulers" else set()
         assert {*re.findall(r"/etc/ramify/([\w./-]+\w)", named)} <= files, found.owner
+        if "store.caKey=authority" in settings and "store/url" in files:
+            assert "store/ca.crt" in files, found.owner  # which the URL names
     if "gateway.clientCa.existingSecret=clients" in settings:
         assert "tls_cert: /etc/ramify/" in serve
         assert "RAMIFY_TLS_CERT" in json.dumps(by_owner["here-ramify-test"].container["env"])
