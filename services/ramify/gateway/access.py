@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from ramify.gateway.errors import Forbidden, Unauthenticated
+from ramify.gateway.errors import Forbidden, TooManyKeys, Unauthenticated
 from ramify.gateway.limits import GatewayLimits
 from ramify.store.audit import Actor, Audit
 from ramify.store.clock import now_ms
@@ -21,7 +21,8 @@ from ramify.store.keys import KEYS_A_CALL, Key, Keys, Role, parts_of
 HEADER = "authorization"
 SCHEME = "bearer "
 
-KEYS_MAX = 4096  # that are remembered, good ones and those that are not there
+KEYS_MAX = 4096  # that are remembered; and as many ids that no key has
+LOOKUPS_MAX = 512  # of ids at once of which no key has been seen
 REFUSAL_S = 60.0  # in which a caller is written down once for each thing that it may not do
 REFUSALS_MAX = 256  # that are written down in that time at most, whoever comes from wherever
 
@@ -80,6 +81,7 @@ class Access:
 
         Raises:
             Unauthenticated: no key, or none that is good.
+            TooManyKeys: it has not been seen here, and too many others that have not either are looked up.
             Forbidden: the key's role does not reach.
         """
         found = await self._find(metadata, peer)
@@ -136,7 +138,7 @@ class Access:
         while self._streams:
             await asyncio.sleep(self._recheck_s)
             for key_id in set(self._streams.values()):
-                with contextlib.suppress(SQLAlchemyError):  # nobody can tell now: the next look does
+                with contextlib.suppress(SQLAlchemyError, TooManyKeys):  # nobody can tell now: the next look does
                     key = await self._book.find(key_id)
                     if key is None or key.fault(now_ms()):
                         self._end(key_id)
@@ -161,22 +163,58 @@ class Access:
 class KeyBook:
     """Keys as the store had them `fresh_s` seconds ago at most: for so long one that was revoked may still be taken.
 
-    All that are in use are read again together.
+    All that are in use are read again together. Ids that no key was seen with are looked up apart, and are remembered
+    apart: whoever makes ids up holds up those alone who come with a key for the first time.
     """
 
     keys: Keys
     fresh_s: float
+    _seen: dict[str, None] = field(default_factory=dict)  # ids of keys that there are; those in use last
+    _strange: dict[str, tuple[float, asyncio.Task[Key | None]]] = field(default_factory=dict)  # other ids, as `_known`
+    _lookups: int = 0  # of these, under way
     _known: dict[str, tuple[float, Reading]] = field(default_factory=dict)  # until when; the oldest first
     _used: set[str] = field(default_factory=set)  # of those, since they were read
 
     async def find(self, key_id: str) -> Key | None:
-        """The key of an id, good or not; all who ask at once wait for one read. Raises `StoreOutage`."""
+        """The key of an id, good or not; all who ask at once wait for one read. Raises `StoreOutage`, `TooManyKeys`."""
         now_s = asyncio.get_running_loop().time()
+        if key_id not in self._seen:
+            return await self._look_up(key_id, now_s)
+        self._seen[key_id] = self._seen.pop(key_id)
         until_s, reading = self._known.get(key_id, (0.0, None))
         if reading is None or until_s <= now_s:
             reading = self._renew(key_id, now_s)
         self._used.add(key_id)
         return (await asyncio.shield(reading)).get(key_id)
+
+    async def _look_up(self, key_id: str, now_s: float) -> Key | None:
+        until_s, lookup = self._strange.get(key_id, (0.0, None))
+        if lookup is None or (until_s <= now_s and lookup.done()):
+            if self._lookups >= LOOKUPS_MAX:
+                raise TooManyKeys("too many keys that this gateway has not seen yet are looked up: try again")
+            self._lookups += 1
+            self._strange.pop(key_id, None)
+            lookup = asyncio.create_task(self._meet(key_id), name="a key")
+            self._strange[key_id] = now_s + self.fresh_s, lookup
+            while len(self._strange) > KEYS_MAX:
+                del self._strange[next(iter(self._strange))]
+        return await asyncio.shield(lookup)
+
+    async def _meet(self, key_id: str) -> Key | None:
+        key = None
+        try:
+            key = await self.keys.one(key_id)
+        except BaseException:
+            self._strange.pop(key_id, None)  # the next one asks again
+            raise
+        finally:
+            self._lookups -= 1
+        if key is not None:
+            self._strange.pop(key_id, None)
+            self._seen[key_id] = None
+            while len(self._seen) > KEYS_MAX:
+                del self._seen[next(iter(self._seen))]
+        return key
 
     def _renew(self, key_id: str, now_s: float) -> Reading:
         stale = [*takewhile(lambda each: self._known[each][0] <= now_s, islice(self._known, KEYS_A_CALL - 1))]

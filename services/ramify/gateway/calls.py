@@ -14,7 +14,7 @@ from opentelemetry.trace import SpanKind
 
 from ramify import logs, tracing
 from ramify.gateway.access import Access, Caller
-from ramify.gateway.errors import Forbidden, GatewayError, SlowReader, TooManyCalls, Unauthenticated, status_of
+from ramify.gateway.errors import Forbidden, GatewayError, SlowReader, TooManyCalls, TooManyKeys, Unauthenticated, status_of
 from ramify.gateway.limits import GatewayLimits
 from ramify.gateway.metrics import Metrics
 from ramify.gateway.places import Places
@@ -31,7 +31,7 @@ VERSION_KEY = "ramify-version"  # every answer that is no error tells it at its 
 _TRAILERS = ((VERSION_KEY, version("ramify")),)
 
 REFUSALS = (Unauthenticated, Forbidden, QuotaExceeded, QuotaTooSmall)  # which the audit log tells
-UNREAD = (Unauthenticated, Forbidden, TooManyCalls)  # of a call that nothing was read of
+UNREAD = (Unauthenticated, Forbidden, TooManyCalls, TooManyKeys)  # of a call that nothing was read of
 GOODBYE_S = 5.0  # for a client to be told why its call ends
 
 

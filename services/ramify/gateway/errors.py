@@ -49,6 +49,10 @@ class TooManyCalls(GatewayError):
     """More open calls of a kind than the gateway bears."""
 
 
+class TooManyKeys(GatewayError):
+    """More keys that nobody here has seen wait to be looked up than the gateway bears."""
+
+
 class Unauthenticated(GatewayError):
     """The gateway doesn't know the caller: it has no key, or none that is good."""
 
@@ -92,6 +96,7 @@ STATUS: Mapping[type[Exception], grpc.StatusCode] = MappingProxyType(
         QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
         QuotaTooSmall: grpc.StatusCode.FAILED_PRECONDITION,  # another time is no better, but another bound is
         TooManyCalls: grpc.StatusCode.RESOURCE_EXHAUSTED,
+        TooManyKeys: grpc.StatusCode.UNAVAILABLE,  # by which clients try again: a good key is known from then on
         # Clients try again by themselves what is UNAVAILABLE; a full disk waits for somebody.
         StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
         StoreBusy: grpc.StatusCode.UNAVAILABLE,

@@ -120,13 +120,27 @@ class Keys:
         """Up to `KEYS_A_CALL` keys by their ids, good or not; those that are not there are left out."""
         return await _known(self.database, key_ids)
 
+    async def one(self, key_id: str) -> Key | None:
+        """The key of an id, good or not; those who ask for it don't hold up those who ask for `known` ones."""
+        return await _one(self.database, key_id)
+
 
 @together(most=CALLS_A_READ)
 async def _known(database: Database, wanted: Sequence[frozenset[str]]) -> list[dict[str, Key] | Exception]:
-    async with database.read() as connection:
-        rows = await connection.execute(select(keys).where(keys.c.key_id.in_(frozenset().union(*wanted))))
-        found = {row.key_id: _key(row) for row in rows}
+    found = await _read(database, frozenset().union(*wanted))
     return [{key_id: found[key_id] for key_id in some if key_id in found} for some in wanted]
+
+
+@together(most=KEYS_A_CALL)
+async def _one(database: Database, wanted: Sequence[str]) -> list[Key | Exception | None]:
+    found = await _read(database, frozenset(wanted))
+    return [found.get(key_id) for key_id in wanted]
+
+
+async def _read(database: Database, key_ids: frozenset[str]) -> dict[str, Key]:
+    async with database.read() as connection:
+        rows = await connection.execute(select(keys).where(keys.c.key_id.in_(key_ids)))
+        return {row.key_id: _key(row) for row in rows}
 
 
 def parts_of(text: str) -> tuple[str, str] | None:

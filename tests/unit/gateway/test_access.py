@@ -1,5 +1,6 @@
 """API keys, roles and tenants: who may call what, and that nobody sees what is another's."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,11 +11,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ramify.gateway import access
-from ramify.gateway.access import ROLES
+from ramify.gateway.access import ROLES, KeyBook
 from ramify.gateway.calls import METHODS
+from ramify.gateway.errors import TooManyKeys
 from ramify.gateway.limits import GatewayLimits
 from ramify.store.audit import Audit
-from ramify.store.keys import Role
+from ramify.store.database import Database
+from ramify.store.keys import Key, Keys, Role
 from ramify.v1 import job_service_pb2 as pb
 from tests.unit.gateway.guarded import OPERATOR, Guarded, bearer, guarded
 from tests.unit.gateway.system import PUZZLES, SPEC, failure, first, running, told
@@ -127,3 +130,49 @@ async def test_without_keys_all_are_the_default_tenant(tmp_path: Path) -> None:
         assert (await system.running_job()).tenant == "default"
         listed = await system.stub.ListJobs(pb.ListJobsRequest(), metadata=bearer("anything"))
         assert [job.spec.generator for job in listed.jobs] == [SPEC.generator], "what nobody asks for is not looked at"
+
+
+class Gated(Keys):
+    """Keys of which those that nobody has seen are told once somebody says so."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.gate = asyncio.Event()
+        self.asked = list[str | frozenset[str]]()
+
+    async def one(self, key_id: str) -> Key | None:
+        self.asked.append(key_id)
+        await self.gate.wait()
+        return await super().one(key_id)
+
+    async def known(self, key_ids: frozenset[str]) -> dict[str, Key]:
+        self.asked.append(key_ids)
+        return await super().known(key_ids)
+
+
+async def test_ids_that_are_made_up_hold_up_no_key_that_is_in_use(sqlite_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "LOOKUPS_MAX", 3)
+    monkeypatch.setattr(access, "KEYS_MAX", 3)
+    database = Database(sqlite_store)
+    keys = Gated(database)
+    (good, _), (new, _) = [await keys.create(OPERATOR, "acme", Role.READ, name) for name in ("good", "new")]
+    book, short = KeyBook(keys, fresh_s=1000.0), KeyBook(keys, fresh_s=0.0)
+    keys.gate.set()
+    for each in (book, short):
+        assert await each.find(good.key_id) == await each.find(good.key_id) == good
+    for number in range(5):
+        assert await book.find(f"made up {number}") is None
+    keys.gate.clear()
+    keys.asked.clear()
+    assert (await book.find(good.key_id), await book.find("made up 4")) == (good, None)
+    assert keys.asked == [], "both are remembered"
+    made_up = [asyncio.create_task(short.find(f"{number % 3}")) for number in range(6)]
+    await asyncio.sleep(0)
+    assert await short.find(good.key_id) == good, "read again, while the others wait"
+    assert keys.asked == ["0", "1", "2", frozenset({good.key_id})]
+    with pytest.raises(TooManyKeys, match="try again"):
+        await short.find(new.key_id)
+    keys.gate.set()
+    assert await asyncio.gather(*made_up) == [None] * 6
+    assert await short.find(new.key_id) == new
+    await database.close()
