@@ -15,14 +15,14 @@ from ramify.gateway.admission import check_budget, check_problems, check_request
 from ramify.gateway.errors import InvalidRequest, Stopping, UploadIdle
 from ramify.gateway.limits import GatewayLimits
 from ramify.gateway.metrics import Metrics
-from ramify.gateway.pages import page_size, read_token, token
+from ramify.gateway.pages import no_place, page_size, read_index, read_token, token
 from ramify.gateway.places import Places
 from ramify.gateway.trees import tree_message
 from ramify.gateway.watching import Pulse
 from ramify.scheduler.forest.ids import root_ids
 from ramify.scheduler.spec import generators_of
 from ramify.store.database import Database
-from ramify.store.errors import UploadError
+from ramify.store.errors import JobNotFound, UploadError
 from ramify.store.jobs import Jobs, ModelRow
 from ramify.store.rows import FINAL
 from ramify.store.standing import Standing
@@ -140,8 +140,11 @@ class JobService(JobServiceServicer):
         if request.state not in job_pb2.JobState.values():
             names = ", ".join(job_pb2.JobState.keys()[1:])
             raise InvalidRequest(f"state is {request.state}, which this version doesn't know; it knows {names}")
-        before = read_token("jobs", request.page_token)
-        found, following = await self._jobs.page(page_size(request.page_size, 50), before, request.state)
+        after = read_token("jobs", request.page_token)
+        try:
+            found, following = await self._jobs.page(page_size(request.page_size, 50), after, request.state)
+        except JobNotFound:
+            raise no_place(request.page_token) from None
         await self._tell_waits(found)
         return job_service_pb2.ListJobsResponse(jobs=found, next_page_token=token("jobs", following))
 
@@ -186,7 +189,7 @@ class JobService(JobServiceServicer):
         self, request: job_service_pb2.ListResultsRequest, context: Context
     ) -> job_service_pb2.ListResultsResponse:
         """See `job_service.proto`."""
-        after = read_token("results", request.page_token)
+        after = read_index("results", request.page_token)
         size = page_size(request.page_size, 100)
         found, following = await self._jobs.results(request.job_id, size, -1 if after is None else after)
         return job_service_pb2.ListResultsResponse(results=found, next_page_token=token("results", following))

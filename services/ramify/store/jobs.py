@@ -75,26 +75,29 @@ class Jobs:
         return await looks.job(self.database, Place(job_id, scope=self._scope), self._clock, True)
 
     @to_its_end
-    async def page(self, size: int, before: int | None, state: int) -> tuple[list[job_pb2.Job], int | None]:
-        """Jobs, the newest first, and where the next page starts.
+    async def page(self, size: int, after: str | None, state: int) -> tuple[list[job_pb2.Job], str | None]:
+        """Jobs, the newest first, and the one after which the next page starts: its number would tell how many others have.
 
         Args:
             size: at most this many.
-            before: where an earlier page said that this one starts; None: at the newest.
+            after: the job after which an earlier page said that this one starts; None: at the newest.
             state: only jobs in this state; 0: all.
+
+        Raises:
+            JobNotFound: `after` is none that is seen.
         """
         query = select(jobs).order_by(jobs.c.number.desc()).limit(size + 1)
-        if before is not None:
-            query = query.where(jobs.c.number < before)
         if state:
             query = query.where(jobs.c.state == state)
         if self._scope is not None:
             query = query.where(jobs.c.tenant == self._scope)
         async with self.database.read() as connection:
+            if after is not None:
+                query = query.where(jobs.c.number < (await job_row(connection, after, self._scope)).number)
             rows = (await connection.execute(query)).all()
             told = await waits(connection, await self._clock(connection))
         found = [job_message(row, told.get(row.job_id, ())) for row in rows[:size]]
-        return found, rows[size - 1].number if len(rows) > size else None
+        return found, rows[size - 1].job_id if len(rows) > size else None
 
     @to_its_end
     async def cancel(self, job_id: str) -> job_pb2.Job:

@@ -1,6 +1,7 @@
 """Tenants: nobody sees what is another's, and each has what it may have and no more."""
 
 import asyncio
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import AsyncIterator
 
 import grpc
@@ -54,6 +55,20 @@ async def test_tenants_list_their_own_jobs_and_operators_all(system: Guarded) ->
     for metadata, expected in ((mine, [first_job]), (theirs, [second_job]), (operators, [second_job, first_job])):
         page = await system.call("ListJobs", metadata)
         assert [job.job_id for job in page.jobs] == [job.job_id for job in expected]
+
+
+async def test_page_tokens_tell_nothing_of_other_tenants(system: Guarded) -> None:
+    mine, theirs, operators = await system.key("acme"), await system.key("other"), await system.key("ops", Role.OPERATE)
+    made = [(await system.running_job(f"{number}", mine)).job_id for number in range(2)]
+    others = [(await system.running_job(f"{number}", theirs)).job_id for number in range(2)]
+    token = (await system.call("ListJobs", theirs, page_size=1)).next_page_token
+    assert urlsafe_b64decode(token).decode() == f"jobs:{others[1]}"
+    assert [job.job_id for job in (await system.call("ListJobs", theirs, page_token=token)).jobs] == others[:1]
+    seen = (await system.call("ListJobs", operators, page_token=token)).jobs
+    assert [job.job_id for job in seen] == [others[0], *reversed(made)], "who sees the job goes on after it"
+    for foreign in (token, urlsafe_b64encode(b"jobs:4").decode(), urlsafe_b64encode(b"jobs:\0").decode()):
+        code, message = await failure(system.call("ListJobs", mine, page_token=foreign))
+        assert (code, "leave it empty for the first page" in message) == (grpc.StatusCode.INVALID_ARGUMENT, True)
 
 
 async def test_an_upload_is_its_tenant_s(system: Guarded) -> None:

@@ -54,14 +54,14 @@ async def test_pages_of_jobs_the_newest_first(jobs: Jobs, size: int) -> None:
     made = [(await uploads.create(f"r{index}", SPEC, FILLED, EMPTY, "a")).job_id for index in range(6)]
     await jobs.cancel(made[2])
     for state, wanted in ((0, made[::-1]), (job_pb2.JOB_STATE_UPLOADING, [*made[:2], *made[3:]][::-1])):
-        seen, before = [], None
+        seen, after = [], None
         while True:
-            page, following = await jobs.page(size, before, state)
+            page, following = await jobs.page(size, after, state)
             assert len(page) <= size
             seen += [job.job_id for job in page]
             if following is None:
                 break
-            before = following
+            after = following
         assert seen == wanted
 
 
