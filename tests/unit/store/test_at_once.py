@@ -8,7 +8,7 @@ from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 
 import pytest
-from sqlalchemy import insert, text
+from sqlalchemy import insert, make_url, text
 
 from ramify.store.audit import Actor
 from ramify.store.clock import now_ms
@@ -57,6 +57,17 @@ async def patience() -> AsyncIterator[None]:
 async def concurrent(postgres_store: str) -> AsyncIterator[Database]:
     """A database whose writers run at once."""
     database = Database(postgres_store)
+    await database.migrate()
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def patient(postgres_store: str) -> AsyncIterator[Database]:
+    """One like it, where whoever stands still keeps its locks for as long as a test lasts, and who waits for them goes on to."""
+    bounds = f"-cidle_in_transaction_session_timeout={PATIENCE_S}s -clock_timeout={PATIENCE_S}s"
+    url = make_url(postgres_store).update_query_dict({"options": bounds})
+    database = Database(url.render_as_string(hide_password=False))
     await database.migrate()
     yield database
     await database.close()
@@ -229,37 +240,37 @@ def bulk(database: Database, tenant: str, uploads: int) -> list[asyncio.Task[job
     return [asyncio.create_task(by.create(f"bulk {number}", SPEC, FILLED, chunk(0, "p0"), "a")) for number in range(uploads)]
 
 
-async def test_a_tenant_that_waits_has_others_wait_for_nothing(concurrent: Database) -> None:
-    await Tenants(concurrent).put(Tenant("acme", jobs_max=99))
-    acme, other = (Uploads(concurrent, by=Actor(tenant)) for tenant in ("acme", "other"))
-    async with concurrent.write() as connection:
+async def test_a_tenant_that_waits_has_others_wait_for_nothing(patient: Database) -> None:
+    await Tenants(patient).put(Tenant("acme", jobs_max=99))
+    acme, other = (Uploads(patient, by=Actor(tenant)) for tenant in ("acme", "other"))
+    async with patient.write() as connection:
         await hold(connection, "acme", 0)
         whole = asyncio.create_task(acme.create("whole", SPEC, FILLED, chunk(0, "p0", last=True), "a"))
-        uploads = bulk(concurrent, "acme", POOL_SIZE + POOL_OVERFLOW)
-        await somebody_waits(concurrent)
+        uploads = bulk(patient, "acme", POOL_SIZE + POOL_OVERFLOW)
+        await somebody_waits(patient)
         submitted = [other.create(name, SPEC, FILLED, chunk(0, "p0", last=True), "a") for name in ("x", "y")]
-        for job in (*await asyncio.gather(*submitted), *await asyncio.gather(*bulk(concurrent, "other", 2))):
-            assert (await Jobs(concurrent).get(job.job_id)).tenant == "other"
+        for job in (*await asyncio.gather(*submitted), *await asyncio.gather(*bulk(patient, "other", 2))):
+            assert (await Jobs(patient).get(job.job_id)).tenant == "other"
         left = uploads.pop()
         left.cancel()
         await asyncio.wait({left})  # it has begun nothing that would have to end
         assert not any(each.done() for each in (whole, *uploads))
     await asyncio.gather(whole, *uploads)
-    assert await count(concurrent, "jobs") == 4 + 1 + len(uploads)
+    assert await count(patient, "jobs") == 4 + 1 + len(uploads)
 
 
-async def test_uploads_of_all_leave_connections_for_who_reads(concurrent: Database) -> None:
+async def test_uploads_of_all_leave_connections_for_who_reads(patient: Database) -> None:
     names = [f"tenant-{number}" for number in range((POOL_SIZE + POOL_OVERFLOW) // TURNS_A_TENANT)]
     for name in names:
-        await Tenants(concurrent).put(Tenant(name))
-    elsewhere = Database(concurrent.url)
+        await Tenants(patient).put(Tenant(name))
+    elsewhere = Database(patient.url)
     async with elsewhere.write() as connection:
         for name in names:
             await hold(connection, name, 0)
-        uploads = [upload for name in names for upload in bulk(concurrent, name, TURNS_A_TENANT)]
-        await somebody_waits(concurrent)
+        uploads = [upload for name in names for upload in bulk(patient, name, TURNS_A_TENANT)]
+        await somebody_waits(patient)
         with pytest.raises(JobNotFound):
-            await Jobs(concurrent).get("nobody's")
+            await Jobs(patient).get("nobody's")
     await asyncio.gather(*uploads)
     await elsewhere.close()
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from ramify.store.database import Database
 from ramify.store.errors import Contention, DiskFull, JobNotFound
 from ramify.store.together import together
+from tests.waiting import WAIT_S
 
 
 class Transactions:
@@ -94,7 +95,7 @@ async def test_who_waits_for_one_that_is_cancelled_is_so_too() -> None:
     calls[0].cancel()
     (running,) = transactions.database.running
     running.cancel()
-    await asyncio.wait(calls)
+    await asyncio.wait(calls, timeout=WAIT_S)
     assert all(call.cancelled() for call in calls)
     assert running.cancelled()
     assert not transactions.database.queues
