@@ -1,7 +1,7 @@
 """Submissions: jobs that come whole, in one message, many of which are stored by one transaction."""
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from ramify.store.database import Database, insert_new
 from ramify.store.errors import QuotaExceeded, QuotaTooSmall
 from ramify.store.rows import JobRow, event_values, job_message
 from ramify.store.schema import SLOTS, events, jobs, problems, segments
-from ramify.store.tenants import Room, hold
+from ramify.store.tenants import Room, hold, told_of
 from ramify.store.together import together
 from ramify.store.wakeup import Channel, notify
 from ramify.v1 import job_pb2
@@ -26,6 +26,10 @@ JOBS_A_COMMIT = 64
 PROBLEMS_MAX = 64  # of a job that is stored with others: what a commit writes is bounded, for shards wait for it
 BYTES_MAX = 64 << 10  # of these, and of its spec
 KEPT_MS = 24 * 3600 * 1000  # an upload that nobody goes on with is given up after this
+
+
+class TenantHeld(Exception):
+    """Another transaction holds a submission's tenant, on PostgreSQL: what is to wait for it, waits apart from other tenants'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +93,27 @@ class Submission:
 
 @together(most=JOBS_A_COMMIT)
 async def submit(
-    database: Database, submissions: Sequence[Submission], tenant: str, clock_ms: Callable[[], int]
+    database: Database, submissions: Sequence[Submission], tenant: str | None, clock_ms: Callable[[], int]
 ) -> list[job_pb2.Job | Exception | None]:
-    """Make jobs of a tenant that run; durable on return. No tenant waits for what holds another one up.
+    """Make jobs that run; durable on return.
+
+    Args:
+        database: the store.
+        submissions: the jobs.
+        tenant: whose they all are, who may be waited for; None: anybody's, where nobody is to wait for another's tenant.
+        clock_ms: the time by which uploads are judged.
 
     Returns:
-        For each the job; or why the tenant can't have it; or None where there is a job of its request: see `Uploads.create`.
+        For each the job; or why its tenant can't have it; or `TenantHeld`; or None where there is a job of its request: see
+        `Uploads.create`.
     """
     async with database.turns.all, database.write() as connection:
         now = await db_now_ms(connection)
-        room = await hold(connection, tenant, now)
-        new, refused = await _admitted(connection, submissions, room)
+        names = {each.tenant for each in submissions}
+        rooms = await hold(connection, names, now, wait=tenant is not None)
+        left = names - rooms.keys() if database.tells and tenant is None else set[str]()
+        held = await told_of(connection, left) if left else left
+        new, refused = await _admitted(connection, submissions, rooms, held)
         await expire(connection, clock_ms(), len(new))
         made = await _make(connection, new, clock_ms())
         audited = [
@@ -117,19 +131,21 @@ async def submit(
 
 
 async def _admitted(
-    connection: AsyncConnection, submissions: Sequence[Submission], room: Room | None
+    connection: AsyncConnection, submissions: Sequence[Submission], rooms: Mapping[str, Room], held: Collection[str]
 ) -> tuple[list[Submission], dict[int, Exception]]:
-    """Those whose requests are new, of each request one; and those, by `id`, for which the tenant has no room."""
-    # After the tenant is held: whoever held it may have made the job, and what is there is never refused.
+    """Those whose requests are new, of each request one; and those, by `id`, that their tenants can't have, or not now."""
+    # After the tenants are held: whoever held one may have made the job, and what is there is never refused.
     asked = select(jobs.c.request_id).where(jobs.c.request_id.in_({each.request_id for each in submissions}))
     known = set((await connection.scalars(asked)).all())
     new, refused = list[Submission](), dict[int, Exception]()
     for each in sorted(submissions, key=lambda each: each.request_id):  # two that make the same wait for each other in one order
-        if each.request_id in known:
+        if each.tenant in held:
+            refused[id(each)] = TenantHeld()
+        if each.tenant in held or each.request_id in known:
             continue
         try:
-            if room is not None:
-                room.admit(chains_at_once(each.spec.search))
+            if each.tenant in rooms:
+                rooms[each.tenant].admit(chains_at_once(each.spec.search))
         except (QuotaExceeded, QuotaTooSmall) as error:
             refused[id(each)] = error
         else:

@@ -1,7 +1,7 @@
 """Tenants: who shares the system, what each may have at once and in a day, and what it has spent."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -148,18 +148,27 @@ class Room:
         self.open_jobs += 1
 
 
-async def hold(connection: AsyncConnection, name: str, now_ms: int) -> Room | None:
-    """What a tenant may still have, or None where nothing is said of it; nobody else holds it till the end."""
-    row = (await connection.execute(select(tenants).where(tenants.c.name == name).with_for_update())).one_or_none()
-    if row is None:
-        return None
-    open_jobs = tokens = 0
-    if row.jobs_max is not None:
-        open_jobs = await connection.scalar(select(func.count()).where(jobs.c.tenant == name, jobs.c.state.in_(_OPEN))) or 0
-    if row.tokens_per_day_max is not None:
-        today = (usage.c.tenant == name) & (usage.c.day == now_ms // DAY_MS)
-        tokens = int(await connection.scalar(select(func.sum(usage.c.tokens)).where(today)) or 0)
-    return Room(_tenant(row), open_jobs, tokens, now_ms)
+async def hold(connection: AsyncConnection, names: Collection[str], now_ms: int, *, wait: bool = True) -> dict[str, Room]:
+    """What some tenants may still have, by name, without those of whom nothing is said; nobody else holds them till the end.
+
+    `wait`: for who holds one now; else that one is left out as well.
+    """
+    here = select(tenants).where(tenants.c.name.in_(names)).order_by(tenants.c.name)
+    held = {row.name: _tenant(row) for row in await connection.execute(here.with_for_update(skip_locked=not wait))}
+    jobs_of, tokens_of = dict[str, int](), dict[str, int]()
+    if bounded := [name for name, tenant in held.items() if tenant.jobs_max is not None]:
+        count = select(jobs.c.tenant, func.count().label("jobs")).where(jobs.c.tenant.in_(bounded), jobs.c.state.in_(_OPEN))
+        jobs_of = {row.tenant: row.jobs for row in await connection.execute(count.group_by(jobs.c.tenant))}
+    if bounded := [name for name, tenant in held.items() if tenant.tokens_per_day_max is not None]:
+        today = (usage.c.tenant.in_(bounded)) & (usage.c.day == now_ms // DAY_MS)
+        spent = select(usage.c.tenant, func.sum(usage.c.tokens)).where(today).group_by(usage.c.tenant)
+        tokens_of = {name: int(tokens) for name, tokens in await connection.execute(spent)}
+    return {name: Room(tenant, jobs_of.get(name, 0), tokens_of.get(name, 0), now_ms) for name, tenant in held.items()}
+
+
+async def told_of(connection: AsyncConnection, names: Collection[str]) -> set[str]:
+    """Those of some tenants of whom something is said."""
+    return set((await connection.scalars(select(tenants.c.name).where(tenants.c.name.in_(names)))).all())
 
 
 async def expire(connection: AsyncConnection, now_ms: int) -> None:

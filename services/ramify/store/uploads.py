@@ -13,7 +13,17 @@ from ramify.store.database import Database, insert_new, to_its_end
 from ramify.store.errors import Conflict, Contention, JobNotFound, UploadEnded, UploadError
 from ramify.store.rows import JobRow, change, change_and_record, job_message, job_row, locked, problem_message
 from ramify.store.schema import DEFAULT_TENANT, jobs, problems
-from ramify.store.submissions import Chunk, NewProblem, Submission, chains_at_once, expire, newest, problem_rows, submit
+from ramify.store.submissions import (
+    Chunk,
+    NewProblem,
+    Submission,
+    TenantHeld,
+    chains_at_once,
+    expire,
+    newest,
+    problem_rows,
+    submit,
+)
 from ramify.store.tenants import hold, scoped
 from ramify.store.together import together
 from ramify.store.wakeup import Channel, notify
@@ -89,8 +99,12 @@ class Uploads:
             QuotaTooSmall: the tenant may never have what the job needs.
         """
         new = Submission(scoped(self._tenant, request_id), self._tenant, self._by, _body(asked), filled, chunk.problems, call)
-        alone = not (new.small and chunk.whole)
-        made = None if alone else await submit(self.database, new, self._tenant, self._clock_ms)
+        made: job_pb2.Job | None = None
+        if new.small and chunk.whole:
+            try:
+                made = await submit(self.database, new, None, self._clock_ms)
+            except TenantHeld:
+                made = await submit(self.database, new, self._tenant, self._clock_ms)
         return made or await self._create(request_id, new, chunk)
 
     @_in_turn
@@ -142,7 +156,7 @@ class Uploads:
 
     async def _make(self, connection: AsyncConnection, request_id: str, new: Submission) -> JobRow | None:
         """The row of a new job, if the tenant may have one more, or None if there is one of the request by now."""
-        room = await hold(connection, self._tenant, await db_now_ms(connection))
+        room = (await hold(connection, {self._tenant}, await db_now_ms(connection))).get(self._tenant)
         if room is not None:
             # Whoever held the tenant meanwhile may have made it, and what is there is never refused.
             if (row := await self._of_request(connection, request_id, new.asked)) is not None:

@@ -223,7 +223,7 @@ async def test_two_gateways_can_t_both_give_a_tenant_its_last_job(database: Data
     elsewhere = Database(database.url)
     late = Uploads(elsewhere, by=Actor("acme"))
     async with database.write() as connection:
-        await hold(connection, "acme", 0)
+        await hold(connection, {"acme"}, 0)
         making = asyncio.create_task(late.create("late", SPEC, FILLED, chunk(0, "p0", last=whole), "a"))
         await somebody_waits(database)
         new = {"job_id": "first", "request_id": "first", "tenant": "acme", "state": job_pb2.JOB_STATE_RUNNING, "uploader": "b"}
@@ -244,7 +244,7 @@ async def test_a_tenant_that_waits_has_others_wait_for_nothing(patient: Database
     await Tenants(patient).put(Tenant("acme", jobs_max=99))
     acme, other = (Uploads(patient, by=Actor(tenant)) for tenant in ("acme", "other"))
     async with patient.write() as connection:
-        await hold(connection, "acme", 0)
+        await hold(connection, {"acme"}, 0)
         whole = asyncio.create_task(acme.create("whole", SPEC, FILLED, chunk(0, "p0", last=True), "a"))
         uploads = bulk(patient, "acme", POOL_SIZE + POOL_OVERFLOW)
         await somebody_waits(patient)
@@ -265,8 +265,7 @@ async def test_uploads_of_all_leave_connections_for_who_reads(patient: Database)
         await Tenants(patient).put(Tenant(name))
     elsewhere = Database(patient.url)
     async with elsewhere.write() as connection:
-        for name in names:
-            await hold(connection, name, 0)
+        await hold(connection, names, 0)
         uploads = [upload for name in names for upload in bulk(patient, name, TURNS_A_TENANT)]
         await somebody_waits(patient)
         with pytest.raises(JobNotFound):
