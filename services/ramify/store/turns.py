@@ -14,7 +14,7 @@ class Turns:
     def __init__(self, most: int) -> None:
         """`most`: of all tenants at once."""
         self.all = asyncio.Semaphore(most)
-        """What alone is taken by those of whom each tenant has one at a time, however many calls it makes."""
+        """Taken alone by transactions that calls share: of these there is one for all and one for a tenant, at most."""
         self._each = WeakValueDictionary[str, asyncio.Semaphore]()  # of tenants that have one, or wait
 
     def __len__(self) -> int:
