@@ -93,7 +93,11 @@ class Place:
     def environment(self, pods: Pods) -> dict[str, str]:
         """The variables of a pod's container."""
         given = pods.container.get("env", ())
-        return {**os.environ, **{each["name"]: self.here(each["value"], pods) for each in given if "value" in each}}
+        return {
+            **os.environ,
+            "COLUMNS": "400",
+            **{each["name"]: self.here(each["value"], pods) for each in given if "value" in each},
+        }
 
     def here(self, text: str, pods: Pods) -> str:
         """A text of a pod, with folders and ports of this machine."""
