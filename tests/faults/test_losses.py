@@ -111,6 +111,7 @@ def test_guarantee_06_the_database_is_stopped_and_started(place: Place, system: 
     run.report("the database is stopped and started", from_its_start_s=round(run.next_s(started_s), 2))
 
 
+@pytest.mark.faults  # tests/e2e/test_durability.py does it as a user would, on SQLite
 def test_guarantee_07_everything_is_killed(place: Place, system: System) -> None:
     """The database too. What is started takes the slots of those that were killed at once."""
     with running(system, place.steps) as run:

@@ -26,6 +26,7 @@ from tests.integration.test_gateway import start
 from tests.unit.gateway.system import PATIENCE_S, PUZZLES, SPEC, System
 
 OPERATOR = Actor("", "test")
+TRIES = 5
 VARIABLES = ("ADDRESS", "API_KEY", "API_KEY_FILE", "TLS", "TLS_CA", "TLS_CERT", "TLS_KEY", "STORE")
 
 
@@ -120,20 +121,28 @@ async def test_both_clients_with_a_key_over_tls(tmp_path: Path, certificates: Ce
         assert "AAAAAAAA" not in repr(refused.value)
 
 
+async def refusal(address: str, **options: Any) -> str:
+    """What a client is told that can't connect. On a busy machine the transport now and then does not say why."""
+    for _ in range(TRIES):
+        with pytest.raises(Unavailable) as caught:
+            await asyncio.to_thread(in_thread, address, **options)
+        if "no gateway answers" not in str(caught.value):
+            break
+    return str(caught.value)
+
+
 async def test_an_authority_that_nobody_trusts_and_no_tls_at_all(tmp_path: Path, certificates: Certificates) -> None:
     async with serving(tmp_path, ServerTls(certificates.server, certificates.server)) as (_, address):
-        with pytest.raises(Unavailable, match="its certificate is of no authority that is trusted here"):
-            await asyncio.to_thread(in_thread, address, tls=ClientTls(certificates.other_ca))
-        with pytest.raises(Unavailable, match="as one does that wants TLS"):
-            await asyncio.to_thread(in_thread, address)
+        told = await refusal(address, tls=ClientTls(certificates.other_ca))
+        assert "its certificate is of no authority that is trusted here" in told
+        assert "as one does that wants TLS" in await refusal(address)
         assert await asyncio.to_thread(in_thread, address, tls=certificates.trusting) == []
 
 
 async def test_mtls_lets_in_who_shows_a_certificate(tmp_path: Path, certificates: Certificates) -> None:
     tls = ServerTls(certificates.server, certificates.server, certificates.ca)
     async with serving(tmp_path, tls) as (_, address):
-        with pytest.raises(Unavailable, match="a client's certificate"):
-            await asyncio.to_thread(in_thread, address, tls=certificates.trusting)
+        assert "a client's certificate" in await refusal(address, tls=certificates.trusting)
         async with AsyncClient(address, tls=certificates.known) as client:
             assert (await client.submit(PUZZLES, SPEC)).tenant == "default"
 
