@@ -6,7 +6,7 @@ from ramify.cli.bench.gateway import Shape, measure, summary
 
 
 def test_the_bench_measures_a_gateway_with_tls_and_keys() -> None:
-    found = asyncio.run(measure(Shape(seconds=0.3, jobs=6, watches=4, calls=2, clients=1), tenants=3, store=None))
+    found = asyncio.run(measure(Shape(seconds=2.0, jobs=6, watches=4, calls=2, clients=1), tenants=3, store=None))
     assert list(found) == ["submits", "reads", "watches"]
     assert all(each["calls_per_s"] > 0 and each["gateway_cpu_ms_per_call"] > 0 for each in found.values())
     assert all(0 < each["p50_ms"] <= each["p95_ms"] for each in found.values())
